@@ -1,0 +1,180 @@
+//! How far the log is known to be durable and the consume queues to be on disk.
+//!
+//! ```text
+//!  checkpoint: two slots, at 0 and 4096; the newest whole one counts
+//!  0        8         12       16         24        32           40          48      52
+//!  | magic  | version | clean  | sequence | durable | dispatched | newest ms | CRC-32 |
+//! ```
+//!
+//! Big-endian. Writing goes to the slots in turn, so that a torn write leaves the one before.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskFile};
+use crate::error::{FileError, OpenError};
+
+const MAGIC: u64 = u64::from_be_bytes(*b"LWCHKPT\0");
+const VERSION: u32 = 1;
+const SLOT_BYTES: u64 = 4096;
+const CRC_AT: usize = 48;
+const USED_BYTES: usize = CRC_AT + 4;
+
+/// What a checkpoint says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Checkpoint {
+    /// The store was closed; the log ends at `durable`.
+    pub(crate) clean: bool,
+    /// Everything below survives power loss.
+    pub(crate) durable: u64,
+    /// The consume queues on disk have every record below.
+    pub(crate) dispatched: u64,
+    /// The newest store timestamp below `durable`, in milliseconds since 1970.
+    pub(crate) newest_ms: i64,
+}
+
+/// The checkpoint's file.
+#[derive(Debug)]
+pub(crate) struct CheckpointFile {
+    file: Arc<dyn DiskFile>,
+    sequence: u64,
+}
+
+impl CheckpointFile {
+    /// Opens the file and reads the newest checkpoint in it: `None` if there is none, or none whole.
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        path: &Path,
+    ) -> Result<(CheckpointFile, Option<Checkpoint>), OpenError> {
+        let file = disk
+            .open_or_create(path)
+            .map_err(FileError::on("open", path))?;
+        let mut newest: Option<(u64, Checkpoint)> = None;
+        for slot in 0..2 {
+            let mut bytes = [0; USED_BYTES];
+            let read = file
+                .read_at(&mut bytes, slot * SLOT_BYTES)
+                .map_err(FileError::on("read", path))?;
+            if read < USED_BYTES {
+                continue;
+            }
+            let Some((version, sequence, checkpoint)) = decode(&bytes) else {
+                continue;
+            };
+            if version > VERSION {
+                let what = format!("has format version {version}; this is version {VERSION}");
+                return Err(OpenError::Version {
+                    path: path.to_owned(),
+                    what,
+                });
+            }
+            if newest.is_none_or(|(known, _)| sequence > known) {
+                newest = Some((sequence, checkpoint));
+            }
+        }
+        let sequence = newest.map_or(0, |(sequence, _)| sequence);
+        Ok((
+            CheckpointFile { file, sequence },
+            newest.map(|(_, checkpoint)| checkpoint),
+        ))
+    }
+
+    /// Writes a checkpoint and makes it durable.
+    pub(crate) fn write(&mut self, checkpoint: Checkpoint) -> io::Result<()> {
+        let sequence = self.sequence + 1;
+        let slot = (sequence % 2) * SLOT_BYTES;
+        self.file
+            .write_all_at(&encode(sequence, checkpoint), slot)?;
+        self.file.sync()?;
+        self.sequence = sequence;
+        Ok(())
+    }
+}
+
+fn encode(sequence: u64, checkpoint: Checkpoint) -> [u8; USED_BYTES] {
+    let mut bytes = [0; USED_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC.to_be_bytes());
+    bytes[8..12].copy_from_slice(&VERSION.to_be_bytes());
+    bytes[12..16].copy_from_slice(&u32::from(checkpoint.clean).to_be_bytes());
+    bytes[16..24].copy_from_slice(&sequence.to_be_bytes());
+    bytes[24..32].copy_from_slice(&checkpoint.durable.to_be_bytes());
+    bytes[32..40].copy_from_slice(&checkpoint.dispatched.to_be_bytes());
+    bytes[40..48].copy_from_slice(&checkpoint.newest_ms.to_be_bytes());
+    let crc = longwire_proto::record::crc32(&bytes[..CRC_AT]);
+    bytes[CRC_AT..].copy_from_slice(&crc.to_be_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8; USED_BYTES]) -> Option<(u32, u64, Checkpoint)> {
+    let u32_at = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let u64_at = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let crc = longwire_proto::record::crc32(&bytes[..CRC_AT]);
+    let whole = u64_at(0) == MAGIC && u32_at(CRC_AT) == crc;
+    let checkpoint = Checkpoint {
+        clean: u32_at(12) == 1,
+        durable: u64_at(24),
+        dispatched: u64_at(32),
+        newest_ms: u64_at(40) as i64,
+    };
+    whole.then(|| (u32_at(8), u64_at(16), checkpoint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn a_damaged_slot_leaves_the_checkpoint_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let (mut file, none) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        assert_eq!(none, None);
+        let older = Checkpoint {
+            clean: false,
+            durable: 10,
+            dispatched: 5,
+            newest_ms: 1,
+        };
+        let newer = Checkpoint {
+            clean: true,
+            durable: 20,
+            dispatched: 20,
+            newest_ms: 2,
+        };
+        file.write(older).unwrap();
+        file.write(newer).unwrap();
+        assert_eq!(
+            CheckpointFile::open(&RealDisk, &path).unwrap().1,
+            Some(newer)
+        );
+
+        for bit in 0..USED_BYTES * 8 {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[bit / 8] ^= 1 << (bit % 8); // slot 0 holds sequence 2, the newer
+            let damaged = dir.path().join("damaged");
+            std::fs::write(&damaged, bytes).unwrap();
+            assert_eq!(
+                CheckpointFile::open(&RealDisk, &damaged).unwrap().1,
+                Some(older)
+            );
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let mut bytes = encode(1, Checkpoint::default());
+        bytes[11] = 9;
+        let crc = longwire_proto::record::crc32(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&crc.to_be_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let refused = CheckpointFile::open(&RealDisk, &path).unwrap_err();
+        assert!(
+            refused.to_string().contains("format version 9"),
+            "{refused}"
+        );
+    }
+}

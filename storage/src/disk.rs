@@ -1,0 +1,110 @@
+//! The one narrow door between `storage` and the operating system's files.
+//!
+//! Every create, preallocation, map, write, sync, rename and removal goes through [`Disk`] and
+//! [`DiskFile`], so that a test can record, reorder and fail them.
+
+mod mapping;
+mod real;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(crate) use mapping::{MappedTail, Mapping};
+pub use real::RealDisk;
+
+/// Calls on directories and whole files.
+pub trait Disk: Send + Sync + std::fmt::Debug {
+    /// Makes a new file of exactly `bytes` zero bytes, all of them reserved on the device: writing to
+    /// it later cannot run out of space. Fails if the file exists.
+    fn create_reserved(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens a file for reading and writing, making an empty one if there is none.
+    fn open_or_create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens a file that must exist for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// The names in a directory, sorted. An absent directory has none.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Makes a directory and those above it.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory with all that is in it.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes everything on the file system of `dir` durable, in one call.
+    fn sync_file_system(&self, dir: &Path) -> io::Result<()>;
+
+    /// Takes the exclusive lock on a file until the guard is dropped; `WouldBlock` if another
+    /// process has it.
+    fn lock(&self, path: &Path) -> io::Result<DiskLock>;
+}
+
+/// A lock on a file, until it is dropped.
+pub struct DiskLock(#[allow(dead_code, reason = "held, not read")] Box<dyn Send + Sync>);
+
+impl DiskLock {
+    /// A lock that lasts as long as `guard`.
+    pub fn new(guard: impl Send + Sync + 'static) -> DiskLock {
+        DiskLock(Box::new(guard))
+    }
+}
+
+impl std::fmt::Debug for DiskLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DiskLock")
+    }
+}
+
+/// Calls on one open file. All of them can be made from any thread.
+pub trait DiskFile: Send + Sync + std::fmt::Debug {
+    /// Its size.
+    fn bytes(&self) -> io::Result<u64>;
+
+    /// Reads at a byte address; fewer bytes than asked for only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// As [`read_at`](Self::read_at), but only from memory: `WouldBlock` if a disk would be needed.
+    fn read_resident_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes`.
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+
+    /// Cuts or extends the file.
+    fn set_bytes(&self, bytes: u64) -> io::Result<()>;
+
+    /// Makes `len` bytes read as zero, keeping their space reserved.
+    fn zero(&self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Makes the contents durable (`fdatasync`).
+    fn sync(&self) -> io::Result<()>;
+
+    /// Maps the first `bytes` of the file, of which the first `filled` are complete.
+    fn map(&self, bytes: usize, filled: usize) -> io::Result<Mapping>;
+
+    /// Makes part of a mapping durable (`msync`).
+    fn sync_mapped(&self, mapping: &Mapping, from: usize, to: usize) -> io::Result<()>;
+
+    /// Tells the kernel that the cached pages of the file can go.
+    fn drop_cache(&self) -> io::Result<()>;
+
+    /// The descriptor, to send from.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// Reads exactly `buffer.len()` bytes, or fails with `UnexpectedEof`.
+pub(crate) fn read_exact_at(file: &dyn DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    match file.read_at(buffer, at)? {
+        read if read == buffer.len() => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}

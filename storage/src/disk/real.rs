@@ -1,0 +1,182 @@
+//! The real file system.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, syncfs};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+use super::{Disk, DiskFile, DiskLock, Mapping};
+
+/// Zeros are written in steps of this size where a file system cannot zero a range by itself.
+const ZERO_STEP_BYTES: u64 = 1 << 20;
+
+/// The operating system's files.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl RealDisk {
+    fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<Arc<dyn DiskFile>> {
+        // Messages are nobody else's business.
+        let file = options.read(true).write(true).mode(0o600).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+}
+
+impl Disk for RealDisk {
+    fn create_reserved(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        // Without KEEP_SIZE: the size is durable with the file and fdatasync has less to do.
+        if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            // A half-made file must not be found by the next start.
+            fs::remove_file(path)?;
+            return Err(error.into());
+        }
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open_or_create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Self::open_with(path, OpenOptions::new().create(true).truncate(false))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Self::open_with(path, &mut OpenOptions::new())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
+        Ok(syncfs(File::open(dir)?)?)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<DiskLock> {
+        let options = &mut OpenOptions::new();
+        let file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        file.set_len(0)?;
+        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+        Ok(DiskLock::new(file))
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut read = 0;
+        while read < buffer.len() {
+            match self.0.read_at(&mut buffer[read..], at + read as u64) {
+                Ok(0) => break,
+                Ok(n) => read += n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(read)
+    }
+
+    fn read_resident_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut slices = [io::IoSliceMut::new(buffer)];
+        match preadv2(&self.0, &mut slices, at, ReadWriteFlags::NOWAIT) {
+            Ok(read) => Ok(read),
+            // File systems without RWF_NOWAIT: nothing is known to be resident.
+            Err(Errno::OPNOTSUPP | Errno::PERM) => Err(ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, at)
+    }
+
+    fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
+    fn zero(&self, at: u64, len: u64) -> io::Result<()> {
+        if len == 0 || fallocate(&self.0, FallocateFlags::ZERO_RANGE, at, len).is_ok() {
+            return Ok(());
+        }
+        let zeros = vec![0; ZERO_STEP_BYTES.min(len) as usize];
+        let mut done = 0;
+        while done < len {
+            let step = ZERO_STEP_BYTES.min(len - done);
+            self.0.write_all_at(&zeros[..step as usize], at + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn map(&self, bytes: usize, filled: usize) -> io::Result<Mapping> {
+        Mapping::new(&self.0, bytes, filled)
+    }
+
+    fn sync_mapped(&self, mapping: &Mapping, from: usize, to: usize) -> io::Result<()> {
+        mapping.sync(from, to)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(fadvise(&self.0, 0, None, Advice::DontNeed)?)
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,64 @@
+//! The one caller of sync for the log: group commit.
+//!
+//! One sync covers everything that is written when it begins; whoever appends meanwhile is covered by
+//! the next. Where nobody waits, records are flushed after the flush interval.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crate::commit_log::CommitLog;
+use crate::config::AppendPath;
+use crate::marks::Marks;
+use crate::watermark::WatermarkClosed;
+
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    pub(crate) log: Arc<CommitLog>,
+    pub(crate) marks: Arc<Marks>,
+    pub(crate) append_path: AppendPath,
+    pub(crate) flush_interval: Duration,
+    pub(crate) syncs: AtomicU64,
+}
+
+impl Flusher {
+    /// The thread's loop, until the store is closed or has failed. `flushed` is called after each
+    /// sync.
+    pub(crate) fn run(&self, flushed: impl Fn()) {
+        while self.wait_for_work().is_ok() {
+            let (durable, written) = (self.marks.durable.get(), self.marks.written.get());
+            if let Err(error) = self.sync(durable, written) {
+                self.marks
+                    .poison(format!("flushing the log failed: {error}"));
+                return;
+            }
+            self.marks.durable.advance(written);
+            flushed();
+        }
+    }
+
+    /// Waits until something is unflushed and either somebody wants it flushed or the flush interval
+    /// has passed.
+    fn wait_for_work(&self) -> Result<(), WatermarkClosed> {
+        let next = self.marks.durable.get() + 1;
+        self.marks.written.wait(next)?;
+        let deadline = Instant::now() + self.flush_interval;
+        self.marks
+            .flush_wanted
+            .wait_until(next, Some(deadline))
+            .map(|_| ())
+    }
+
+    /// Makes the log durable between two positions.
+    pub(crate) fn sync(&self, from: u64, to: u64) -> io::Result<()> {
+        for segment in self.log.segments().iter() {
+            let (start, end) = (segment.base().max(from), segment.filled_end().min(to));
+            if start < end {
+                segment.sync(self.append_path, start, end)?;
+                self.syncs.fetch_add(1, Relaxed);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! How far the log has come, and whether the store has failed.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::error::AppendError;
+use crate::watermark::Watermark;
+
+/// The watermarks of a store. Each is a position: everything below it has reached that stage.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    /// In the page cache, and final.
+    pub(crate) written: Watermark,
+    /// A flush has been asked for up to here.
+    pub(crate) flush_wanted: Watermark,
+    /// Survives power loss.
+    pub(crate) durable: Watermark,
+    /// In every view, in memory.
+    pub(crate) dispatched: Watermark,
+    /// 1 once the store has failed.
+    pub(crate) failed: Watermark,
+    failure: OnceLock<Arc<str>>,
+}
+
+impl Marks {
+    pub(crate) fn new(written: u64, dispatched: u64) -> Marks {
+        Marks {
+            written: Watermark::new(written),
+            flush_wanted: Watermark::new(written),
+            durable: Watermark::new(written),
+            dispatched: Watermark::new(dispatched),
+            failed: Watermark::new(0),
+            failure: OnceLock::new(),
+        }
+    }
+
+    /// Marks the store as failed, for good: nothing is acknowledged any more and nothing retried.
+    ///
+    /// After a failed sync the kernel has dropped the dirty pages, so another try could report
+    /// success for data that is lost.
+    pub(crate) fn poison(&self, reason: String) -> AppendError {
+        let reason = self.failure.get_or_init(|| {
+            tracing::error!(%reason, "the store has failed; it stops acknowledging");
+            reason.into()
+        });
+        self.close(reason);
+        self.failed.advance(1);
+        AppendError::Poisoned(reason.clone())
+    }
+
+    /// Why the store has failed, if it has.
+    pub(crate) fn failure(&self) -> Option<Arc<str>> {
+        self.failure.get().cloned()
+    }
+
+    /// Ends all waiting on positions that have not been reached.
+    pub(crate) fn close(&self, reason: &Arc<str>) {
+        for mark in [
+            &self.written,
+            &self.flush_wanted,
+            &self.durable,
+            &self.dispatched,
+        ] {
+            mark.close(reason);
+        }
+    }
+}

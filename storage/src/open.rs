@@ -1,0 +1,250 @@
+//! Opening a store: lock, checkpoint, log, views, and only then threads.
+//!
+//! ```text
+//!  {dir}/lock            locked while a process has the store open; its pid
+//!  {dir}/checkpoint      how far the log is durable and the consume queues are on disk
+//!  {dir}/commitlog/      the segments: the only source of truth
+//!  {dir}/consumequeue/   a view: one folder for each topic
+//!  {dir}/views.redb      a view: topics, groups, committed offsets
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::appender::Appender;
+use crate::checkpoint::{Checkpoint, CheckpointFile};
+use crate::commit_log::CommitLog;
+use crate::config::StoreConfig;
+use crate::disk::{Disk, DiskLock, RealDisk};
+use crate::dispatcher::{Dispatcher, oldest_ms};
+use crate::error::{FileError, OpenError};
+use crate::flusher::Flusher;
+use crate::housekeeper::Housekeeper;
+use crate::marks::Marks;
+use crate::queue_files::FileCache;
+use crate::recovery::{RecoveredLog, recover};
+use crate::retention::Retention;
+use crate::segment::Segment;
+use crate::segment_supply::SegmentSupply;
+use crate::store::Store;
+use crate::topics::Topics;
+use crate::views::Views;
+use crate::views::database::{QueueEnds, ViewDatabase};
+
+/// Where the files of a store are.
+struct Paths {
+    dir: PathBuf,
+    lock: PathBuf,
+    checkpoint: PathBuf,
+    log: PathBuf,
+    queues: PathBuf,
+    views: PathBuf,
+}
+
+impl Paths {
+    fn new(dir: &Path) -> Paths {
+        Paths {
+            dir: dir.to_owned(),
+            lock: dir.join("lock"),
+            checkpoint: dir.join("checkpoint"),
+            log: dir.join("commitlog"),
+            queues: dir.join("consumequeue"),
+            views: dir.join("views.redb"),
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store in the folder of `config`, or makes one. Blocks, for as long as the scan of
+    /// the log takes if it was not closed.
+    pub fn open(config: StoreConfig) -> Result<Arc<Store>, OpenError> {
+        Self::open_on(Arc::new(RealDisk), config)
+    }
+
+    /// As [`open`](Self::open), on a given disk.
+    pub fn open_on(disk: Arc<dyn Disk>, config: StoreConfig) -> Result<Arc<Store>, OpenError> {
+        config.check().map_err(OpenError::Config)?;
+        let began = Instant::now();
+        let paths = Paths::new(&config.dir);
+        for dir in [&paths.dir, &paths.log, &paths.queues] {
+            disk.create_dir(dir)
+                .map_err(FileError::on("create the folder", dir))?;
+        }
+        let lock = take_lock(&*disk, &paths)?;
+        let (mut checkpoint_file, checkpoint) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
+        let recovered = recover(&*disk, &paths.log, &config, checkpoint)?;
+        let checkpoint = checkpoint.unwrap_or_default();
+        let RecoveredLog {
+            segments,
+            end,
+            newest_ms,
+        } = recovered;
+        // What the scan accepted may so far be only in the page cache a killed process left behind.
+        sync_from(&segments, checkpoint.durable).map_err(FileError::on("sync", &paths.log))?;
+        let dispatched = checkpoint.dispatched.min(end);
+        checkpoint_file
+            .write(Checkpoint {
+                clean: false,
+                durable: end,
+                dispatched,
+                newest_ms,
+            })
+            .map_err(FileError::on("write", &paths.checkpoint))?;
+        disk.sync_dir(&paths.dir)
+            .map_err(FileError::on("sync", &paths.dir))?;
+
+        let newest = set_times(&segments, newest_ms);
+        let log = Arc::new(CommitLog::new(paths.log.clone(), segments));
+        let (database, dispatcher) = open_views(&disk, &paths, log.clone(), end, dispatched)?;
+        let marks = dispatcher.marks.clone();
+        let supply = Arc::new(SegmentSupply::new(
+            disk.clone(),
+            paths.log,
+            &config,
+            newest.clone(),
+        ));
+        let appender = Appender::new(&config, log.clone(), newest, supply.clone(), marks.clone());
+        let store = Arc::new(Store {
+            appender: Arc::new(appender),
+            supply,
+            flusher: Arc::new(Flusher {
+                log: log.clone(),
+                marks: marks.clone(),
+                append_path: config.append_path,
+                flush_interval: config.flush_interval,
+                syncs: AtomicU64::new(0),
+            }),
+            housekeeper: Arc::new(Housekeeper {
+                disk,
+                log: log.clone(),
+                marks: marks.clone(),
+                dispatcher: dispatcher.clone(),
+                views: dispatcher.views.clone(),
+                database,
+                checkpoint: Mutex::new(checkpoint_file),
+                retention: Retention {
+                    age: config.retention_age,
+                    bytes: config.retention_bytes,
+                },
+                checkpoint_interval: config.checkpoint_interval,
+                checkpoint_bytes: config.checkpoint_bytes,
+                retention_interval: config.retention_check_interval,
+            }),
+            topics: dispatcher.topics.clone(),
+            views: dispatcher.views.clone(),
+            dispatcher,
+            log,
+            marks,
+            threads: Mutex::default(),
+            changing: Mutex::default(),
+            lock: Mutex::new(Some(lock)),
+        });
+        store
+            .start()
+            .map_err(FileError::on("start the threads of", &paths.dir))?;
+        let (millis, topics) = (began.elapsed().as_millis() as u64, store.topics.all().len());
+        tracing::info!(end, topics, millis, "opened the store");
+        Ok(store)
+    }
+}
+
+fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {
+    disk.lock(&paths.lock).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            let pid = fs::read_to_string(&paths.lock)
+                .ok()
+                .and_then(|s| s.trim().parse().ok());
+            OpenError::Locked {
+                dir: paths.dir.clone(),
+                pid,
+            }
+        }
+        _ => FileError::on("lock", &paths.lock)(error).into(),
+    })
+}
+
+fn sync_from(segments: &[Arc<Segment>], durable: u64) -> io::Result<()> {
+    let mut later = segments.iter().filter(|segment| segment.filled_end() > durable);
+    later.try_for_each(|segment| segment.file().sync())
+}
+
+/// Gives every segment its newest time: that of the next one's first record, which is not earlier.
+/// Returns the newest segment.
+fn set_times(segments: &[Arc<Segment>], newest_ms: i64) -> Arc<Segment> {
+    for pair in segments.windows(2) {
+        pair[0].set_newest_ms(oldest_ms(&pair[1]).unwrap_or(newest_ms));
+    }
+    let newest = &segments[segments.len() - 1];
+    newest.set_newest_ms(newest_ms);
+    newest.clone()
+}
+
+/// Reads the views and brings them up to the end of the log; builds them anew where they cannot be
+/// what they should be.
+fn open_views(
+    disk: &Arc<dyn Disk>,
+    paths: &Paths,
+    log: Arc<CommitLog>,
+    end: u64,
+    dispatched: u64,
+) -> Result<(ViewDatabase, Arc<Dispatcher>), OpenError> {
+    let failed = |error: redb::Error| OpenError::Views(error.to_string());
+    let (database, mut stored) = ViewDatabase::open(&**disk, &paths.views).map_err(failed)?;
+    if stored.views.folded > end {
+        tracing::warn!("the views know more than the log; rebuilding them");
+        database.clear().map_err(failed)?;
+        stored = Default::default();
+    }
+    // A checkpoint reaches the database first; one that knows less has been lost, and with it the
+    // ends that tell whether the consume queues are whole.
+    let dispatched = if stored.views.folded < dispatched {
+        0
+    } else {
+        dispatched
+    };
+    let cache = FileCache::new(disk.clone());
+    let open = |views: Views, ends: &QueueEnds, dispatched: u64| {
+        let marks = Arc::new(Marks::new(end, dispatched.max(log.first_position())));
+        let topics = Topics::new(paths.queues.clone(), cache.clone(), marks.clone());
+        let dispatcher = Dispatcher {
+            log: log.clone(),
+            marks,
+            topics: Arc::new(topics),
+            views: Arc::new(RwLock::new(views)),
+            unflushed: Mutex::default(),
+            unsynced: Mutex::default(),
+        };
+        dispatcher.fold_views(end)?;
+        let whole = {
+            let views = dispatcher.views.read();
+            dispatcher.topics.open(&views, dispatched, ends)?
+        };
+        Ok((dispatcher, whole))
+    };
+    let unreadable = |error| FileError::on("build the views in", &paths.dir)(error);
+    let (mut dispatcher, whole) =
+        open(stored.views, &stored.queue_ends, dispatched).map_err(unreadable)?;
+    if !whole {
+        tracing::warn!("consume queues are missing; building them from the log");
+        dispatcher.topics.remove_all().map_err(unreadable)?;
+        let views = std::mem::take(&mut *dispatcher.views.write());
+        (dispatcher, _) = open(views, &QueueEnds::new(), 0).map_err(unreadable)?;
+    }
+    dispatcher.catch_up(end).map_err(unreadable)?;
+    for queue in dispatcher
+        .topics
+        .all()
+        .iter()
+        .flat_map(|topic| topic.queues())
+    {
+        queue.set_next_offset(queue.index.end());
+        queue.index.trim(log.first_position()).map_err(unreadable)?;
+    }
+    Ok((database, Arc::new(dispatcher)))
+}

@@ -1,0 +1,305 @@
+//! A queue, and the topic it is a lane of.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::task::Waker;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+
+use longwire_proto::name::is_system_topic;
+
+use crate::consume_queue::ConsumeQueue;
+use crate::marks::Marks;
+use crate::queue_files::QueueFiles;
+
+/// When records of a topic are acknowledged and become visible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Once they are in the page cache: a power cut can take the newest back.
+    Write,
+    /// Once they are flushed to disk.
+    #[default]
+    Flush,
+}
+
+/// How a topic is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicConfig {
+    /// Its name.
+    pub name: String,
+    /// How many queues it has.
+    pub queues: u32,
+    /// When its records are acknowledged and visible.
+    pub durability: Durability,
+    /// How long records are kept, in milliseconds; 0: as the broker is configured.
+    pub retention_ms: u64,
+    /// How many bytes of records are kept; 0: as the broker is configured.
+    pub retention_bytes: u64,
+    /// When it was created, in milliseconds since 1970. Set by the store.
+    pub created_ms: i64,
+}
+
+impl TopicConfig {
+    /// A topic with the default settings.
+    pub fn new(name: impl Into<String>, queues: u32) -> TopicConfig {
+        TopicConfig {
+            name: name.into(),
+            queues,
+            durability: Durability::default(),
+            retention_ms: 0,
+            retention_bytes: 0,
+            created_ms: 0,
+        }
+    }
+}
+
+/// Changes to a topic; what is `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TopicUpdate {
+    /// More queues than now.
+    pub queues: Option<u32>,
+    /// When its records are acknowledged and visible.
+    pub durability: Option<Durability>,
+    /// How long records are kept, in milliseconds; 0: as the broker is configured.
+    pub retention_ms: Option<u64>,
+    /// How many bytes of records are kept; 0: as the broker is configured.
+    pub retention_bytes: Option<u64>,
+}
+
+/// A topic that exists, or did until a moment ago.
+#[derive(Debug)]
+pub struct Topic {
+    name: Arc<str>,
+    config: RwLock<TopicConfig>,
+    /// Whether consumers see only what is flushed; shared with the queues.
+    flush: Arc<AtomicBool>,
+    /// Records before this position belong to an earlier topic of the same name.
+    created_position: u64,
+    files: Arc<QueueFiles>,
+    queues: ArcSwap<Vec<Arc<Queue>>>,
+}
+
+impl Topic {
+    pub(crate) fn new(config: TopicConfig, created_position: u64, files: QueueFiles) -> Topic {
+        Topic {
+            name: config.name.as_str().into(),
+            flush: Arc::new(AtomicBool::new(config.durability == Durability::Flush)),
+            config: RwLock::new(config),
+            created_position,
+            files: Arc::new(files),
+            queues: ArcSwap::default(),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// How it is set up now.
+    pub fn config(&self) -> TopicConfig {
+        self.config.read().clone()
+    }
+
+    /// When its records are acknowledged and visible.
+    pub fn durability(&self) -> Durability {
+        if self.flush.load(Relaxed) {
+            Durability::Flush
+        } else {
+            Durability::Write
+        }
+    }
+
+    /// One of its queues.
+    pub fn queue(&self, id: u32) -> Option<Arc<Queue>> {
+        self.queues.load().get(id as usize).cloned()
+    }
+
+    /// All of its queues, in the order of their numbers.
+    pub fn queues(&self) -> Vec<Arc<Queue>> {
+        Vec::clone(&self.queues.load())
+    }
+
+    /// Whether it is one of Longwire's own.
+    pub fn is_system(&self) -> bool {
+        is_system_topic(&self.name)
+    }
+
+    pub(crate) fn created_position(&self) -> u64 {
+        self.created_position
+    }
+
+    pub(crate) fn files(&self) -> &Arc<QueueFiles> {
+        &self.files
+    }
+
+    /// Takes over a configuration and makes the queues that are missing.
+    pub(crate) fn configure(
+        &self,
+        config: TopicConfig,
+        marks: &Arc<Marks>,
+        mut index: impl FnMut(u32) -> io::Result<ConsumeQueue>,
+    ) -> io::Result<()> {
+        self.flush
+            .store(config.durability == Durability::Flush, Relaxed);
+        let mut queues = self.queues();
+        for id in queues.len() as u32..config.queues {
+            let queue = Queue {
+                topic: self.name.clone(),
+                id,
+                flush: self.flush.clone(),
+                next_offset: AtomicU64::new(0),
+                deleted: AtomicBool::new(false),
+                unsynced: AtomicBool::new(false),
+                touched: AtomicU64::new(0),
+                index: index(id)?,
+                files: self.files.clone(),
+                arrivals: Arrivals::default(),
+                marks: marks.clone(),
+            };
+            queue.next_offset.store(queue.index.end(), Relaxed);
+            queues.push(Arc::new(queue));
+        }
+        self.queues.store(Arc::new(queues));
+        *self.config.write() = config;
+        Ok(())
+    }
+}
+
+/// An ordered lane of a topic.
+#[derive(Debug)]
+pub struct Queue {
+    topic: Arc<str>,
+    id: u32,
+    flush: Arc<AtomicBool>,
+    /// The offset the next appended record gets; the appender's.
+    next_offset: AtomicU64,
+    deleted: AtomicBool,
+    /// Its index has entries since the last checkpoint.
+    unsynced: AtomicBool,
+    /// The last pass of the dispatcher that added to it.
+    touched: AtomicU64,
+    pub(crate) index: ConsumeQueue,
+    files: Arc<QueueFiles>,
+    arrivals: Arrivals,
+    marks: Arc<Marks>,
+}
+
+impl Queue {
+    /// The topic's name.
+    pub fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    /// Its number in the topic.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The first retained offset.
+    pub fn min_offset(&self) -> u64 {
+        self.index.first()
+    }
+
+    /// One past the last visible offset.
+    pub fn max_offset(&self) -> u64 {
+        if !self.flush.load(Relaxed) {
+            return self.index.end();
+        }
+        // An index that cannot be read makes nothing visible; the read itself reports the error.
+        self.index
+            .end_below(self.marks.durable.get())
+            .unwrap_or_else(|_| self.index.first())
+    }
+
+    /// Those who wait for something to become visible in this queue.
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// The position up to which records of this queue are visible.
+    pub(crate) fn visible_position(&self) -> u64 {
+        if self.flush.load(Relaxed) {
+            self.marks.durable.get()
+        } else {
+            u64::MAX
+        }
+    }
+
+    /// Whether consumers see only what is flushed.
+    pub(crate) fn waits_for_flush(&self) -> bool {
+        self.flush.load(Relaxed)
+    }
+
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.next_offset.load(Relaxed)
+    }
+
+    pub(crate) fn set_next_offset(&self, offset: u64) {
+        self.next_offset.store(offset, Relaxed);
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Acquire)
+    }
+
+    pub(crate) fn delete(&self) {
+        self.deleted.store(true, Release);
+        self.arrivals.wake();
+    }
+
+    /// Notes new entries; `true` if there were none since the last checkpoint.
+    pub(crate) fn mark_unsynced(&self) -> bool {
+        !self.unsynced.swap(true, AcqRel)
+    }
+
+    /// Notes a pass of the dispatcher; `true` the first time in that pass.
+    pub(crate) fn touch(&self, pass: u64) -> bool {
+        self.touched.swap(pass, Relaxed) != pass
+    }
+
+    /// Writes the index to its files, from where [`sync_index`](Self::sync_index) makes it durable.
+    pub(crate) fn store_index(&self) -> io::Result<()> {
+        self.unsynced.store(false, Release);
+        self.index.store()
+    }
+
+    pub(crate) fn sync_index(&self) -> io::Result<()> {
+        self.files.sync(self.id)
+    }
+
+    pub(crate) fn files(&self) -> &QueueFiles {
+        &self.files
+    }
+}
+
+/// The wakers of those who wait for something new in a queue.
+///
+/// To wait without missing anything: [`register`](Self::register), look at the queue once more, and
+/// only then return `Pending`. [`deregister`](Self::deregister) when no longer interested.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Arrivals {
+    /// Adds a waker, unless it is there already. It is woken once.
+    pub fn register(&self, waker: &Waker) {
+        let mut wakers = self.wakers.lock();
+        if !wakers.iter().any(|w| w.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
+    }
+
+    /// Takes a waker out again.
+    pub fn deregister(&self, waker: &Waker) {
+        self.wakers.lock().retain(|w| !w.will_wake(waker));
+    }
+
+    pub(crate) fn wake(&self) {
+        let wakers = std::mem::take(&mut *self.wakers.lock());
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}

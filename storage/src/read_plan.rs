@@ -1,0 +1,227 @@
+//! What a fetch resolves to: ranges of segments, no bytes.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::commit_log::{CommitLog, find};
+use crate::consume_queue::{Entry, IndexRead};
+use crate::disk::read_exact_at;
+use crate::error::ReadError;
+use crate::marks::Marks;
+use crate::queue::Queue;
+use crate::segment::Segment;
+
+/// This much of the log's end counts as resident without a look: it was just written.
+const TAIL_BYTES: u64 = 64 << 20;
+/// Entries read from the consume queue at once.
+const ENTRIES_PER_READ: usize = 256;
+/// Most entries one plan looks at, so that a filter that fits nothing does not hold up its thread.
+const ENTRIES_PER_PLAN_MAX: usize = 16_384;
+/// Most ranges of one plan: what bounds its memory, and the system calls of its transfer.
+const RANGES_MAX: usize = 4_096;
+/// Reading a range in is done in steps of this size.
+const LOAD_STEP_BYTES: usize = 256 << 10;
+
+/// Which records of a queue are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TagFilter {
+    /// All of them.
+    All,
+    /// Those whose tag has one of these hashes ([`longwire_proto::record::tag_hash`]).
+    Hashes(Box<[i32]>),
+}
+
+impl TagFilter {
+    fn matches(&self, tag_hash: i64) -> bool {
+        match self {
+            TagFilter::All => true,
+            TagFilter::Hashes(wanted) => wanted.iter().any(|&hash| i64::from(hash) == tag_hash),
+        }
+    }
+}
+
+/// The records a fetch gets, as ranges of segments. Holding it keeps the segments readable.
+#[derive(Debug)]
+pub struct ReadPlan {
+    /// Where the records are, in order; adjoining ones are one range.
+    pub ranges: Vec<Range>,
+    /// How many bytes the ranges have together.
+    pub bytes: u64,
+    /// How many records they hold.
+    pub records: u32,
+    /// The offset to go on with; it passes over records the filter left out.
+    pub next_offset: u64,
+    /// The queue's first retained offset.
+    pub min_offset: u64,
+    /// One past the queue's last visible offset.
+    pub max_offset: u64,
+}
+
+/// Adjoining records in one segment.
+#[derive(Debug, Clone)]
+pub struct Range {
+    segment: Arc<Segment>,
+    position: u64,
+    len: u64,
+    is_tail: bool,
+}
+
+/// Plans a read; see [`Store::plan_read`](crate::Store::plan_read).
+pub(crate) fn plan_read(
+    log: &CommitLog,
+    marks: &Marks,
+    queue: &Queue,
+    offset: u64,
+    bytes_max: u64,
+    filter: &TagFilter,
+    index: IndexRead,
+) -> Result<ReadPlan, ReadError> {
+    let visible = queue.visible_position();
+    let (min, max) = (queue.min_offset(), queue.max_offset());
+    let mut plan = ReadPlan {
+        ranges: Vec::new(),
+        bytes: 0,
+        records: 0,
+        next_offset: offset,
+        min_offset: min,
+        max_offset: max,
+    };
+    // A consumer can know of more than is visible, if the topic's durability has become stricter.
+    if offset < min || offset > queue.index.end() {
+        return Err(ReadError::OutOfRange { min, max });
+    }
+    let segments = log.segments();
+    let tail_from = marks.written.get().saturating_sub(TAIL_BYTES);
+    let mut entries = Vec::new();
+    let mut looked_at = 0;
+    while plan.next_offset < max && looked_at < ENTRIES_PER_PLAN_MAX {
+        let count = ENTRIES_PER_READ.min((max - plan.next_offset) as usize);
+        match queue
+            .index
+            .read(plan.next_offset, count, index, &mut entries)
+        {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return if plan.bytes > 0 {
+                    Ok(plan)
+                } else {
+                    Err(ReadError::IndexCold)
+                };
+            }
+            result => result?,
+        }
+        looked_at += entries.len().max(1);
+        for entry in &entries {
+            let wanted = entry.size > 0 && filter.matches(entry.tag_hash);
+            let over = plan.bytes > 0 && plan.bytes + u64::from(entry.size) > bytes_max;
+            if entry.end() > visible || (wanted && (over || plan.ranges.len() >= RANGES_MAX)) {
+                return Ok(plan);
+            }
+            if wanted {
+                let segment = find(&segments, entry.position);
+                let segment = segment.ok_or(ReadError::OutOfRange { min, max })?;
+                plan.add(segment, entry, tail_from)?;
+            }
+            plan.next_offset += 1;
+        }
+        if entries.is_empty() {
+            break;
+        }
+    }
+    Ok(plan)
+}
+
+impl ReadPlan {
+    fn add(&mut self, segment: &Arc<Segment>, entry: &Entry, tail_from: u64) -> io::Result<()> {
+        // An index entry is only a view; whatever it says, no byte that is not a record is sent.
+        if entry.end() > segment.filled_end() {
+            let text = format!(
+                "index entry at position {} leads past the log",
+                entry.position
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let len = u64::from(entry.size);
+        self.bytes += len;
+        self.records += 1;
+        match self.ranges.last_mut() {
+            Some(last)
+                if last.position + last.len == entry.position
+                    && Arc::ptr_eq(&last.segment, segment) =>
+            {
+                last.len += len;
+            }
+            _ => self.ranges.push(Range {
+                segment: segment.clone(),
+                position: entry.position,
+                len,
+                is_tail: entry.position >= tail_from,
+            }),
+        }
+        Ok(())
+    }
+}
+
+impl Range {
+    /// How many bytes it has.
+    #[allow(
+        clippy::len_without_is_empty,
+        reason = "a range has at least one record"
+    )]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// The position of its first byte.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The descriptor to send it from.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.segment.fd()
+    }
+
+    /// Where in the file it begins.
+    pub fn file_offset(&self) -> u64 {
+        self.position - self.segment.base()
+    }
+
+    /// Its bytes in the mapping. Reading them faults if they are not resident, which may wait for the
+    /// disk: look first.
+    pub fn bytes(&self) -> &[u8] {
+        // A plan only has complete bytes, so there is always such a slice.
+        self.segment
+            .slice(self.position, self.position + self.len)
+            .unwrap_or_default()
+    }
+
+    /// Whether it is near the end of the log and so counts as resident.
+    pub fn is_tail(&self) -> bool {
+        self.is_tail
+    }
+
+    /// Whether its first and last page are in memory; asks the kernel, without waiting for the disk.
+    pub fn is_resident(&self) -> bool {
+        let mut byte = [0];
+        let mut probe = |at| matches!(self.segment.file().read_resident_at(&mut byte, at), Ok(1));
+        probe(self.file_offset()) && probe(self.file_offset() + self.len - 1)
+    }
+
+    /// Reads the range into the page cache. Waits for the disk.
+    pub fn load(&self) -> io::Result<()> {
+        let mut buffer = vec![0; LOAD_STEP_BYTES.min(self.len())];
+        let mut at = 0;
+        while at < self.len() {
+            let step = buffer.len().min(self.len() - at);
+            self.read_at(at, &mut buffer[..step])?;
+            at += step;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes of the range, from byte `at` of it on. Waits for the disk where it has to.
+    pub fn read_at(&self, at: usize, buffer: &mut [u8]) -> io::Result<()> {
+        read_exact_at(self.segment.file(), buffer, self.file_offset() + at as u64)
+    }
+}

@@ -1,0 +1,209 @@
+//! One fixed-size file of the commit log.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+
+use longwire_proto::record::{BLANK_BYTES, write_blank};
+
+use crate::config::AppendPath;
+use crate::disk::{Disk, DiskFile, MappedTail, Mapping};
+
+/// A preallocated file, mapped, that holds the log's bytes from `base` on.
+///
+/// Whoever holds the `Arc` can read from it, also after retention has unlinked the file; the mapping
+/// and the descriptor go when the last holder does.
+#[derive(Debug)]
+pub struct Segment {
+    base: u64,
+    bytes: u64,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    mapping: Arc<Mapping>,
+    /// The newest store timestamp in it; what retention by age goes by. 0 where none is known yet.
+    newest_ms: AtomicI64,
+    unlinked: AtomicBool,
+}
+
+impl Segment {
+    /// The file name of the segment that begins at a position: 20 digits, as RocketMQ has it.
+    pub(crate) fn file_name(base: u64) -> String {
+        format!("{base:020}")
+    }
+
+    /// The base position a file name stands for, if it is a segment's.
+    pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
+        let digits = name.len() == 20 && name.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| name.parse().ok())?
+    }
+
+    /// Makes and preallocates the file of a new segment. Its name is durable when this returns.
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        dir: &Path,
+        base: u64,
+        bytes: u64,
+    ) -> io::Result<Segment> {
+        let path = dir.join(Self::file_name(base));
+        let file = disk.create_reserved(&path, bytes)?;
+        disk.sync_dir(dir)?;
+        Self::map(path, file, base, bytes, 0)
+    }
+
+    /// Takes over an open file of which the first `filled` bytes are complete.
+    pub(crate) fn map(
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+        base: u64,
+        bytes: u64,
+        filled: u64,
+    ) -> io::Result<Segment> {
+        let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let mapping = Arc::new(file.map(length, filled as usize)?);
+        let (newest_ms, unlinked) = (AtomicI64::new(0), AtomicBool::new(false));
+        Ok(Segment {
+            base,
+            bytes,
+            path,
+            file,
+            mapping,
+            newest_ms,
+            unlinked,
+        })
+    }
+
+    /// The position of its first byte.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The position after its last byte: the base of the next segment.
+    pub fn end(&self) -> u64 {
+        self.base + self.bytes
+    }
+
+    /// The position after its last complete byte.
+    pub fn filled_end(&self) -> u64 {
+        self.base + self.mapping.filled() as u64
+    }
+
+    /// The descriptor, to send from. Position `p` is byte `p - base` of the file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(crate) fn file(&self) -> &dyn DiskFile {
+        &*self.file
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Complete bytes between two positions, or `None` if some are not.
+    ///
+    /// Reading them may fault; nothing but a fault on resident pages is allowed on a runtime thread.
+    pub(crate) fn slice(&self, from: u64, to: u64) -> Option<&[u8]> {
+        let (from, to) = (from.checked_sub(self.base)?, to.checked_sub(self.base)?);
+        self.mapping.slice(from as usize, to as usize)
+    }
+
+    pub(crate) fn newest_ms(&self) -> i64 {
+        self.newest_ms.load(Relaxed)
+    }
+
+    pub(crate) fn set_newest_ms(&self, ms: i64) {
+        self.newest_ms.store(ms, Relaxed);
+    }
+
+    /// Faults in the pages between two positions ahead of the tail.
+    pub(crate) fn populate(&self, from: u64, to: u64) -> io::Result<()> {
+        self.mapping
+            .populate((from - self.base) as usize, (to - self.base) as usize)
+    }
+
+    /// Makes the bytes between two positions durable.
+    pub(crate) fn sync(&self, path: AppendPath, from: u64, to: u64) -> io::Result<()> {
+        let (from, to) = ((from - self.base) as usize, (to - self.base) as usize);
+        match path {
+            AppendPath::Pwrite => self.file.sync(),
+            AppendPath::Mapped => self.file.sync_mapped(&self.mapping, from, to),
+        }
+    }
+
+    /// Removes the file's name. Readers that hold the segment go on reading.
+    pub(crate) fn unlink(&self, disk: &dyn Disk) -> io::Result<()> {
+        if self.unlinked.swap(true, Relaxed) {
+            Ok(())
+        } else {
+            disk.remove(&self.path)
+        }
+    }
+}
+
+/// The writing end of the newest segment; there is one, and the appender has it.
+#[derive(Debug)]
+pub(crate) struct SegmentTail {
+    segment: Arc<Segment>,
+    mapped: MappedTail,
+    path: AppendPath,
+}
+
+impl SegmentTail {
+    /// The writing end of a segment, behind its complete bytes.
+    ///
+    /// # Panics
+    ///
+    /// If it was taken before.
+    pub(crate) fn new(segment: Arc<Segment>, path: AppendPath) -> SegmentTail {
+        let mapped = segment.mapping.tail().expect("a segment has one tail");
+        SegmentTail {
+            segment,
+            mapped,
+            path,
+        }
+    }
+
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// The position the next byte gets.
+    pub(crate) fn position(&self) -> u64 {
+        self.segment.base + self.mapped.at() as u64
+    }
+
+    /// How many bytes of records still fit: the blank record needs its place at the end.
+    pub(crate) fn room(&self) -> u64 {
+        self.segment.end() - self.position() - BLANK_BYTES as u64
+    }
+
+    /// Appends bytes that fit. Readers see them after [`publish`](Self::publish).
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.path {
+            AppendPath::Mapped => self.mapped.put(bytes),
+            AppendPath::Pwrite => {
+                self.segment
+                    .file
+                    .write_all_at(bytes, self.mapped.at() as u64)?;
+                self.mapped.skip(bytes.len());
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn publish(&self) {
+        self.mapped.publish();
+    }
+
+    /// Ends the segment with a blank record: what is left of it is not used.
+    pub(crate) fn seal(&mut self) -> io::Result<()> {
+        let remaining = self.segment.end() - self.position();
+        self.put(&write_blank(remaining as u32))?;
+        self.mapped.skip(remaining as usize - BLANK_BYTES);
+        self.publish();
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! Prepares what the appender will need, on a thread of its own: the next segment, and warm pages
+//! ahead of the tail.
+//!
+//! An append must never take a page fault or make a file. So the next segment is created and its
+//! space reserved once the newest is half full, and for mapped stores the pages ahead of the tail are
+//! faulted in before the tail reaches them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+
+use crate::config::{AppendPath, StoreConfig};
+use crate::disk::Disk;
+use crate::error::AppendError;
+use crate::marks::Marks;
+use crate::segment::Segment;
+
+/// How far ahead of the tail pages are kept warm: tens of milliseconds of appends at full speed.
+const WARM_AHEAD_BYTES: u64 = 32 << 20;
+/// One step of warming, which takes 1-3 ms (zerocopy.md 4.1); the thread looks up in between.
+const WARM_STEP_BYTES: u64 = 4 << 20;
+/// After a full disk another try is made at most this often.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(crate) struct SegmentSupply {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    append_path: AppendPath,
+    state: Mutex<State>,
+    /// The thread has something to do.
+    work: Condvar,
+    /// A segment is ready, or cannot be had.
+    ready: Condvar,
+    /// The position at which the appender has to call for work; spares it the lock.
+    call_at: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: VecDeque<Arc<Segment>>,
+    /// How many segments are to be ready.
+    wanted: usize,
+    next_base: u64,
+    newest: Arc<Segment>,
+    written: u64,
+    warm: u64,
+    /// Why the last try to make a segment failed for lack of space, and when.
+    full_since: Option<Instant>,
+    stopped: bool,
+}
+
+impl SegmentSupply {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: &StoreConfig,
+        newest: Arc<Segment>,
+    ) -> SegmentSupply {
+        let (next_base, written) = (newest.end(), newest.filled_end());
+        let state = State {
+            ready: VecDeque::new(),
+            wanted: 0,
+            next_base,
+            newest,
+            written,
+            warm: written,
+            full_since: None,
+            stopped: false,
+        };
+        SegmentSupply {
+            disk,
+            dir,
+            segment_bytes: config.segment_bytes,
+            append_path: config.append_path,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            ready: Condvar::new(),
+            call_at: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    /// Makes sure that `count` segments can be taken, or says why not.
+    pub(crate) fn reserve(&self, count: usize) -> Result<(), AppendError> {
+        if count == 0 {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        if state.ready.len() >= count {
+            return Ok(());
+        }
+        state.wanted = state.wanted.max(count);
+        let full = state
+            .full_since
+            .is_some_and(|since| since.elapsed() < RETRY_PAUSE);
+        if !full {
+            state.full_since = None;
+            self.work.notify_one();
+        }
+        Err(if full {
+            AppendError::Full
+        } else {
+            AppendError::NotReady
+        })
+    }
+
+    /// Blocks until a segment that was reserved is ready or cannot be had.
+    pub(crate) fn wait(&self) -> Result<(), AppendError> {
+        let mut state = self.state.lock();
+        while state.ready.len() < state.wanted && !state.stopped && state.full_since.is_none() {
+            self.ready.wait(&mut state);
+        }
+        match (state.stopped, state.full_since) {
+            (true, _) => Err(AppendError::Closed),
+            (_, Some(_)) => Err(AppendError::Full),
+            _ => Ok(()),
+        }
+    }
+
+    /// The segment to go on with.
+    pub(crate) fn take(&self) -> Option<Arc<Segment>> {
+        let mut state = self.state.lock();
+        let segment = state.ready.pop_front()?;
+        state.wanted = state.wanted.saturating_sub(1);
+        state.newest = segment.clone();
+        (state.written, state.warm) = (segment.base(), segment.base());
+        self.call_at.store(0, Relaxed);
+        Some(segment)
+    }
+
+    /// Tells how far the newest segment is written; cheap unless there is something to prepare.
+    pub(crate) fn written(&self, newest: &Segment, end: u64) {
+        if end < self.call_at.load(Relaxed) {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.written = end;
+        if end >= newest.base() + self.segment_bytes / 2 {
+            state.wanted = state.wanted.max(1);
+        }
+        let next = (end + WARM_AHEAD_BYTES / 4).min(newest.end());
+        self.call_at.store(next, Relaxed);
+        self.work.notify_one();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+
+    /// The thread's loop, until [`stop`](Self::stop).
+    pub(crate) fn run(&self, marks: &Marks) {
+        let mut state = self.state.lock();
+        while !state.stopped {
+            if state.ready.len() < state.wanted && state.full_since.is_none() {
+                let base = state.next_base;
+                drop(state);
+                let made = Segment::create(&*self.disk, &self.dir, base, self.segment_bytes);
+                state = self.state.lock();
+                self.made(&mut state, made, marks);
+            } else if let Some((segment, from, to)) = self.to_warm(&state) {
+                drop(state);
+                // Only speed is lost where a file system cannot populate.
+                let warmed = segment.populate(from, to).is_ok();
+                state = self.state.lock();
+                if state.newest.base() == segment.base() {
+                    state.warm = if warmed { to } else { segment.end() };
+                }
+            } else {
+                self.work.wait(&mut state);
+            }
+        }
+    }
+
+    fn made(&self, state: &mut State, made: io::Result<Segment>, marks: &Marks) {
+        match made {
+            Ok(segment) => {
+                state.next_base = segment.end();
+                state.ready.push_back(Arc::new(segment));
+                state.full_since = None;
+            }
+            Err(error) if is_full(&error) => {
+                tracing::warn!(
+                    dir = %self.dir.display(), bytes = self.segment_bytes,
+                    "no space for the next segment; writes are refused until there is"
+                );
+                state.full_since = Some(Instant::now());
+            }
+            Err(error) => {
+                marks.poison(format!("creating a segment failed: {error}"));
+                state.stopped = true;
+            }
+        }
+        self.ready.notify_all();
+    }
+
+    /// The next pages to fault in, if the tail is close enough to them.
+    fn to_warm(&self, state: &State) -> Option<(Arc<Segment>, u64, u64)> {
+        if self.append_path != AppendPath::Mapped {
+            return None;
+        }
+        let end = state.newest.end();
+        let from = state.warm.max(state.written) & !4095;
+        let goal = (state.written + WARM_AHEAD_BYTES).min(end);
+        let to = (from + WARM_STEP_BYTES).min(goal) & !4095;
+        (from < to).then(|| (state.newest.clone(), from, to))
+    }
+}
+
+/// Whether an error says that there is no space, which can pass.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    error.kind() == io::ErrorKind::StorageFull || code == Some(Errno::DQUOT.raw_os_error())
+}

@@ -1,0 +1,499 @@
+//! The store as the broker sees it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use longwire_proto::limits::QUEUES_PER_TOPIC_MAX;
+use longwire_proto::name::{check_group, check_topic};
+use longwire_proto::record::RecordView;
+use longwire_proto::store::{GroupRecord, OffsetsRecord, QueueOffset, TopicOffsets};
+use parking_lot::{Mutex, RwLock};
+
+use crate::appender::{Appender, Extent, now_ms};
+use crate::commit_log::CommitLog;
+use crate::consume_queue::IndexRead;
+use crate::disk::DiskLock;
+use crate::dispatcher::Dispatcher;
+use crate::error::{AppendError, CloseError, GroupError, ReadError, TopicError};
+use crate::flusher::Flusher;
+use crate::housekeeper::Housekeeper;
+use crate::marks::Marks;
+use crate::queue::{Queue, Topic, TopicConfig, TopicUpdate};
+use crate::read_plan::{self, ReadPlan, TagFilter};
+use crate::run::RecordRun;
+use crate::segment_supply::SegmentSupply;
+use crate::topics::Topics;
+use crate::views::system_topic::SystemRecord;
+use crate::views::{CommittedOffset, Views, topic_record};
+use crate::watermark::Watermark;
+
+/// One broker's log with everything derived from it.
+///
+/// All calls can be made from any thread. Those that say so block; the others never wait for a disk.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) log: Arc<CommitLog>,
+    pub(crate) marks: Arc<Marks>,
+    pub(crate) topics: Arc<Topics>,
+    pub(crate) views: Arc<RwLock<Views>>,
+    pub(crate) appender: Arc<Appender>,
+    pub(crate) supply: Arc<SegmentSupply>,
+    pub(crate) flusher: Arc<Flusher>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) housekeeper: Arc<Housekeeper>,
+    pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
+    /// One change of topics or groups at a time: each looks, records, and waits.
+    pub(crate) changing: Mutex<()>,
+    /// Held until the store is closed.
+    pub(crate) lock: Mutex<Option<DiskLock>>,
+}
+
+/// Figures of a store at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreStats {
+    /// The first position that is still there.
+    pub first_position: u64,
+    /// The end of the log in the page cache.
+    pub written_position: u64,
+    /// Up to here it survives power loss.
+    pub durable_position: u64,
+    /// Up to here it is in the views.
+    pub dispatched_position: u64,
+    /// How many segments there are.
+    pub segments: u64,
+    /// Records appended since the store was opened.
+    pub records_appended: u64,
+    /// Bytes appended since the store was opened.
+    pub bytes_appended: u64,
+    /// Syncs of segments since the store was opened.
+    pub syncs: u64,
+}
+
+impl Store {
+    /// Starts the threads; for `open`.
+    pub(crate) fn start(self: &Arc<Store>) -> io::Result<()> {
+        let supply = (self.supply.clone(), self.marks.clone());
+        let flusher = (self.flusher.clone(), self.dispatcher.clone());
+        let dispatcher = self.dispatcher.clone();
+        let housekeeper = self.housekeeper.clone();
+        // Weak: the store's threads must not keep it alive.
+        let store = Arc::downgrade(self);
+        let carry = move |records| match store.upgrade() {
+            Some(store) => store.carry_forward(records),
+            None => Err("the store is closed".into()),
+        };
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(format!("lw-{name}")).spawn(run)
+        };
+        self.threads.lock().extend([
+            spawn("supply", Box::new(move || supply.0.run(&supply.1)))?,
+            spawn(
+                "flusher",
+                Box::new(move || flusher.0.run(|| flusher.1.flushed())),
+            )?,
+            spawn("dispatcher", Box::new(move || dispatcher.run()))?,
+            spawn("housekeeper", Box::new(move || housekeeper.run(carry)))?,
+        ]);
+        Ok(())
+    }
+
+    /// Stops appending, flushes, brings the views to disk and marks the store as cleanly closed.
+    /// Blocks; a second call does nothing.
+    pub fn close(&self) -> Result<(), CloseError> {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        if threads.is_empty() {
+            return Ok(());
+        }
+        self.appender.close();
+        let end = self.marks.written.get();
+        self.marks.flush_wanted.advance(end);
+        let flushed = self
+            .marks
+            .durable
+            .wait(end)
+            .and_then(|()| self.marks.dispatched.wait(end));
+        self.supply.stop();
+        self.marks.close(&"the store is closed".into());
+        for thread in threads {
+            // A thread that panicked has said why; the checkpoint below tells whether it mattered.
+            let _ = thread.join();
+        }
+        for queue in self.topics.all().iter().flat_map(|topic| topic.queues()) {
+            queue.arrivals().wake();
+        }
+        let checkpoint = match self.marks.failure() {
+            Some(reason) => Err(CloseError::Poisoned(reason)),
+            None => flushed
+                .map_err(|error| error.to_string())
+                .and_then(|()| {
+                    self.housekeeper
+                        .write_checkpoint(true)
+                        .map_err(|e| e.to_string())
+                })
+                .map_err(CloseError::Checkpoint),
+        };
+        self.lock.lock().take();
+        checkpoint
+    }
+
+    /// The folder of the log's segments.
+    pub fn log_dir(&self) -> &Path {
+        self.log.dir()
+    }
+
+    /// A topic by name; also Longwire's own.
+    pub fn topic(&self, name: &str) -> Option<Arc<Topic>> {
+        self.topics.get(name)
+    }
+
+    /// All topics, also Longwire's own, in no order.
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        self.topics.all()
+    }
+
+    /// Creates a topic. Blocks until that is durable.
+    pub fn create_topic(&self, mut config: TopicConfig) -> Result<Arc<Topic>, TopicError> {
+        check_topic(&config.name)?;
+        let _changing = self.changing.lock();
+        let topic = self.topics.get(&config.name);
+        if topic.as_ref().is_some_and(|topic| topic.is_system()) {
+            return Err(TopicError::System(config.name));
+        }
+        if topic.is_some() {
+            return Err(TopicError::Exists(config.name));
+        }
+        check_queues(&config.name, config.queues, 1)?;
+        config.created_ms = now_ms();
+        self.record_topic(config)
+    }
+
+    /// Changes a topic. Blocks until that is durable.
+    pub fn update_topic(&self, name: &str, update: TopicUpdate) -> Result<Arc<Topic>, TopicError> {
+        let _changing = self.changing.lock();
+        let mut config = self.changeable_topic(name)?.config();
+        if let Some(queues) = update.queues {
+            check_queues(name, queues, config.queues)?;
+            config.queues = queues;
+        }
+        config.durability = update.durability.unwrap_or(config.durability);
+        config.retention_ms = update.retention_ms.unwrap_or(config.retention_ms);
+        config.retention_bytes = update.retention_bytes.unwrap_or(config.retention_bytes);
+        self.record_topic(config)
+    }
+
+    /// Deletes a topic with its queues. Blocks until that is durable.
+    pub fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
+        let _changing = self.changing.lock();
+        let topic = self.changeable_topic(name)?;
+        let mut record = topic_record(&topic.config());
+        record.deleted = true;
+        // Nothing can be appended to the queues behind the record that deletes them.
+        self.appender
+            .exclusively(|| topic.queues().iter().for_each(|queue| queue.delete()));
+        Ok(self.append_system(SystemRecord::Topic(record))?)
+    }
+
+    fn changeable_topic(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
+        match self.topics.get(name) {
+            None => Err(TopicError::Unknown(name.to_owned())),
+            Some(topic) if topic.is_system() => Err(TopicError::System(name.to_owned())),
+            Some(topic) => Ok(topic),
+        }
+    }
+
+    fn record_topic(&self, config: TopicConfig) -> Result<Arc<Topic>, TopicError> {
+        let name = config.name.clone();
+        self.append_system(SystemRecord::Topic(topic_record(&config)))?;
+        self.topics.get(&name).ok_or(TopicError::Unknown(name))
+    }
+
+    /// All groups, in the order of their names.
+    pub fn groups(&self) -> Vec<String> {
+        self.views
+            .read()
+            .groups
+            .keys()
+            .map(|name| name.to_string())
+            .collect()
+    }
+
+    /// Whether there is such a group.
+    pub fn group_exists(&self, name: &str) -> bool {
+        self.views.read().groups.contains_key(name)
+    }
+
+    /// Creates a group, if there is none of that name. Blocks until that is durable.
+    pub fn create_group(&self, name: &str) -> Result<(), GroupError> {
+        check_group(name)?;
+        let _changing = self.changing.lock();
+        if self.group_exists(name) {
+            return Ok(());
+        }
+        let created_ms = now_ms();
+        let record = GroupRecord {
+            name: name.to_owned(),
+            deleted: false,
+            created_ms,
+        };
+        Ok(self.append_system(SystemRecord::Group(record))?)
+    }
+
+    /// Deletes a group with its committed offsets. Blocks until that is durable.
+    pub fn delete_group(&self, name: &str) -> Result<(), GroupError> {
+        let _changing = self.changing.lock();
+        if !self.group_exists(name) {
+            return Err(GroupError::Unknown(name.to_owned()));
+        }
+        let record = GroupRecord {
+            name: name.to_owned(),
+            deleted: true,
+            created_ms: 0,
+        };
+        Ok(self.append_system(SystemRecord::Group(record))?)
+    }
+
+    /// Everything a group has committed.
+    pub fn committed(&self, group: &str) -> Vec<CommittedOffset> {
+        self.views.read().committed(group)
+    }
+
+    /// What a group has committed for one queue.
+    pub fn committed_offset(&self, group: &str, topic: &str, queue: u32) -> Option<u64> {
+        let views = self.views.read();
+        Some(
+            views
+                .groups
+                .get(group)?
+                .offsets
+                .get(topic)?
+                .get(&queue)?
+                .value,
+        )
+    }
+
+    /// Records committed offsets; the group comes into being if it is new. Does not block: the commit
+    /// holds when both [`durable`](Self::durable) and [`dispatched`](Self::dispatched) have reached
+    /// the position returned.
+    pub fn commit_offsets(
+        &self,
+        group: &str,
+        offsets: &[CommittedOffset],
+    ) -> Result<u64, AppendError> {
+        let mut topics: Vec<TopicOffsets> = Vec::new();
+        for CommittedOffset {
+            topic,
+            queue,
+            offset,
+        } in offsets
+        {
+            let committed = QueueOffset {
+                queue: *queue,
+                offset: *offset,
+            };
+            match topics.iter_mut().find(|known| *known.topic == **topic) {
+                Some(known) => known.queues.push(committed),
+                None => topics.push(TopicOffsets {
+                    topic: topic.to_string(),
+                    queues: vec![committed],
+                }),
+            }
+        }
+        let record = OffsetsRecord {
+            group: group.to_owned(),
+            topics,
+        };
+        self.append_record(SystemRecord::Offsets(record), Appender::append)
+    }
+
+    /// Appends all records of a run to a queue, or none. Never blocks: where the next segment is not
+    /// ready it fails with [`AppendError::NotReady`].
+    pub fn append(
+        &self,
+        queue: &Queue,
+        run: &mut RecordRun<'_>,
+    ) -> Result<Vec<Extent>, AppendError> {
+        self.appender
+            .append(queue, run)
+            .inspect(|extents| self.want_flush(queue, extents))
+    }
+
+    /// As [`append`](Self::append), but waits for the next segment. Blocks.
+    pub fn append_blocking(
+        &self,
+        queue: &Queue,
+        run: &mut RecordRun<'_>,
+    ) -> Result<Vec<Extent>, AppendError> {
+        let appended = self.appender.append_blocking(queue, run);
+        appended.inspect(|extents| self.want_flush(queue, extents))
+    }
+
+    fn want_flush(&self, queue: &Queue, extents: &[Extent]) {
+        if let (true, Some(last)) = (queue.waits_for_flush(), extents.last()) {
+            self.marks.flush_wanted.advance(last.end);
+        }
+    }
+
+    /// Waits for a position to become durable, and sees to it that it does so soon.
+    pub fn flushed(&self, position: u64) -> crate::watermark::Reached<'_> {
+        self.marks.flush_wanted.advance(position);
+        self.marks.durable.reached(position)
+    }
+
+    /// As [`flushed`](Self::flushed), for a thread. Blocks.
+    pub fn flushed_blocking(&self, position: u64) -> Result<(), crate::watermark::WatermarkClosed> {
+        self.marks.flush_wanted.advance(position);
+        self.marks.durable.wait(position)
+    }
+
+    /// Resolves a read of one queue into ranges: at least one record if there is a visible one, and
+    /// no more than `bytes_max` beyond that. An empty plan means that there is nothing yet.
+    pub fn plan_read(
+        &self,
+        queue: &Queue,
+        offset: u64,
+        bytes_max: u64,
+        filter: &TagFilter,
+        index: IndexRead,
+    ) -> Result<ReadPlan, ReadError> {
+        read_plan::plan_read(
+            &self.log,
+            &self.marks,
+            queue,
+            offset,
+            bytes_max,
+            filter,
+            index,
+        )
+    }
+
+    /// The first offset whose record was stored at or after a time, in milliseconds since 1970; the
+    /// end of the queue if there is none. Blocks.
+    pub fn offset_at_time(&self, queue: &Queue, time_ms: i64) -> Result<u64, ReadError> {
+        let range = queue.min_offset()..queue.max_offset();
+        let found = queue.index.search(range, |entry| {
+            let segment = self.log.find(entry.position);
+            let bytes = segment
+                .as_ref()
+                .and_then(|s| s.slice(entry.position, entry.end()));
+            let record = bytes.and_then(|bytes| RecordView::parse(bytes).ok());
+            record.is_none_or(|record| record.store_timestamp_ms() < time_ms)
+        });
+        Ok(found?)
+    }
+
+    /// The end of the log in the page cache.
+    pub fn written(&self) -> &Watermark {
+        &self.marks.written
+    }
+
+    /// Up to where the log survives power loss.
+    pub fn durable(&self) -> &Watermark {
+        &self.marks.durable
+    }
+
+    /// Up to where the log is in the views.
+    pub fn dispatched(&self) -> &Watermark {
+        &self.marks.dispatched
+    }
+
+    /// Figures of this moment.
+    pub fn stats(&self) -> StoreStats {
+        let (records_appended, bytes_appended) = self.appender.appended();
+        StoreStats {
+            first_position: self.log.first_position(),
+            written_position: self.marks.written.get(),
+            durable_position: self.marks.durable.get(),
+            dispatched_position: self.marks.dispatched.get(),
+            segments: self.log.segments().len() as u64,
+            records_appended,
+            bytes_appended,
+            syncs: self
+                .flusher
+                .syncs
+                .load(std::sync::atomic::Ordering::Relaxed),
+        }
+    }
+
+    /// Why the store has failed, if it has. It then acknowledges nothing any more; the process should
+    /// end, and the next start recovers what was acknowledged.
+    pub fn failure(&self) -> Option<String> {
+        self.marks.failure().map(|reason| reason.to_string())
+    }
+
+    /// Completes when the store has failed, with the reason. It works on any runtime.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + 'static {
+        let marks = self.marks.clone();
+        async move {
+            // `failed` is never closed, only reached.
+            let _ = marks.failed.reached(1).await;
+            marks
+                .failure()
+                .map_or_else(String::new, |reason| reason.to_string())
+        }
+    }
+
+    /// Appends a record of a system topic and waits until it is durable and folded.
+    fn append_system(&self, record: SystemRecord) -> Result<(), AppendError> {
+        let end = self.append_record(record, Appender::append_blocking)?;
+        self.marks.durable.wait(end)?;
+        Ok(self.marks.dispatched.wait(end)?)
+    }
+
+    fn append_record(
+        &self,
+        record: SystemRecord,
+        append: impl Fn(&Appender, &Queue, &mut RecordRun<'_>) -> Result<Vec<Extent>, AppendError>,
+    ) -> Result<u64, AppendError> {
+        let too_large = |bytes: usize| AppendError::RecordTooLarge {
+            bytes: bytes as u64,
+            max: 0,
+        };
+        let mut bytes = record.encode(now_ms()).map_err(|_| too_large(0))?;
+        let len = bytes.len();
+        let mut run =
+            RecordRun::check(record.topic(), 0, &mut bytes).map_err(|_| too_large(len))?;
+        let queue = self
+            .topics
+            .get(record.topic())
+            .and_then(|topic| topic.queue(0));
+        let queue = queue.ok_or(AppendError::TopicDeleted)?;
+        let extents = append(&self.appender, &queue, &mut run)?;
+        let end = extents.last().map_or(0, |extent| extent.end);
+        self.marks.flush_wanted.advance(end);
+        Ok(end)
+    }
+
+    /// Appends again what only the oldest segment says.
+    fn carry_forward(&self, records: Vec<SystemRecord>) -> Result<(), String> {
+        for record in records {
+            self.append_system(record)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Without `close` the threads end all the same, and the next start recovers.
+        self.appender.close();
+        self.supply.stop();
+        self.marks.close(&"the store is closed".into());
+    }
+}
+
+fn check_queues(name: &str, asked: u32, min: u32) -> Result<(), TopicError> {
+    let reason = match asked {
+        0 => "a topic needs at least one",
+        _ if asked > QUEUES_PER_TOPIC_MAX => "the limit is 65536",
+        _ if asked < min => "queues can be added, never taken away",
+        _ => return Ok(()),
+    };
+    Err(TopicError::Queues {
+        name: name.to_owned(),
+        asked,
+        reason,
+    })
+}

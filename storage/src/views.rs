@@ -1,0 +1,339 @@
+//! The views that are maps: topics, groups and committed offsets.
+//!
+//! A view is a pure fold over the log: the same records give the same maps, from whatever checkpoint
+//! the fold goes on. The maps are served from memory; [`database`](mod@database) keeps them, together
+//! with the position they have reached, in one transaction per checkpoint.
+
+pub(crate) mod database;
+pub(crate) mod system_topic;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use longwire_proto::data::Durability as WireDurability;
+use longwire_proto::store::{GroupRecord, OffsetsRecord, QueueOffset, TopicOffsets, TopicRecord};
+
+use crate::queue::{Durability, TopicConfig};
+use system_topic::SystemRecord;
+
+/// A group's committed offset in one queue: the next one it wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedOffset {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The queue.
+    pub queue: u32,
+    /// The next offset the group wants.
+    pub offset: u64,
+}
+
+/// A value, and the position of the record that gave it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct At<T> {
+    pub(crate) value: T,
+    pub(crate) position: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct GroupView {
+    /// `None` where the group came into being by its first commit.
+    pub(crate) record: Option<At<GroupRecord>>,
+    pub(crate) offsets: HashMap<Arc<str>, BTreeMap<u32, At<u64>>>,
+}
+
+/// What has changed since the last checkpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) topics: BTreeSet<Arc<str>>,
+    pub(crate) groups: BTreeSet<Arc<str>>,
+    /// (group, topic) whose offsets have changed.
+    pub(crate) offsets: BTreeSet<(Arc<str>, Arc<str>)>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Views {
+    pub(crate) topics: BTreeMap<Arc<str>, At<TopicRecord>>,
+    pub(crate) groups: BTreeMap<Arc<str>, GroupView>,
+    /// Every system record below this position has been folded, and none above.
+    pub(crate) folded: u64,
+    pub(crate) changes: Changes,
+}
+
+/// What a folded record means for the topics that are being served.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Effect {
+    None,
+    /// The topic is new, or its configuration has changed.
+    TopicConfigured(TopicConfig, u64),
+    TopicDeleted(String),
+}
+
+impl Views {
+    /// Folds the record at `position`. Records from before [`folded`](Self::folded) change nothing.
+    pub(crate) fn fold(&mut self, record: SystemRecord, position: u64, end: u64) -> Effect {
+        if position < self.folded {
+            return Effect::None;
+        }
+        self.folded = end;
+        match record {
+            SystemRecord::Topic(record) if record.deleted => self.delete_topic(record.name),
+            SystemRecord::Topic(record) => self.configure_topic(record, position),
+            SystemRecord::Group(record) if record.deleted => self.delete_group(&record.name),
+            SystemRecord::Group(record) => self.create_group(record, position),
+            SystemRecord::Offsets(record) => self.commit(record, position),
+        }
+    }
+
+    fn configure_topic(&mut self, mut record: TopicRecord, position: u64) -> Effect {
+        let name: Arc<str> = record.name.as_str().into();
+        let created = match self.topics.get(&name) {
+            Some(known) => created_position(known),
+            None => record.created_position.unwrap_or(position),
+        };
+        record.created_position = Some(created);
+        let effect = Effect::TopicConfigured(topic_config(&record), created);
+        self.changes.topics.insert(name.clone());
+        self.topics.insert(
+            name,
+            At {
+                value: record,
+                position,
+            },
+        );
+        effect
+    }
+
+    fn delete_topic(&mut self, name: String) -> Effect {
+        let key: Arc<str> = name.as_str().into();
+        for (group, view) in &mut self.groups {
+            if view.offsets.remove(&key).is_some() {
+                self.changes.offsets.insert((group.clone(), key.clone()));
+            }
+        }
+        self.topics.remove(&key);
+        self.changes.topics.insert(key);
+        Effect::TopicDeleted(name)
+    }
+
+    fn create_group(&mut self, record: GroupRecord, position: u64) -> Effect {
+        let name: Arc<str> = record.name.as_str().into();
+        self.changes.groups.insert(name.clone());
+        self.groups.entry(name).or_default().record = Some(At {
+            value: record,
+            position,
+        });
+        Effect::None
+    }
+
+    fn delete_group(&mut self, name: &str) -> Effect {
+        let name: Arc<str> = name.into();
+        for topic in self
+            .groups
+            .remove(&name)
+            .into_iter()
+            .flat_map(|view| view.offsets)
+        {
+            self.changes.offsets.insert((name.clone(), topic.0));
+        }
+        self.changes.groups.insert(name);
+        Effect::None
+    }
+
+    fn commit(&mut self, record: OffsetsRecord, position: u64) -> Effect {
+        let group: Arc<str> = record.group.as_str().into();
+        if !self.groups.contains_key(&group) {
+            self.changes.groups.insert(group.clone());
+        }
+        let view = self.groups.entry(group.clone()).or_default();
+        for TopicOffsets { topic, queues } in record.topics {
+            // A commit for a topic that has been deleted is void.
+            let Some((topic, _)) = self.topics.get_key_value(topic.as_str()) else {
+                continue;
+            };
+            let offsets = view.offsets.entry(topic.clone()).or_default();
+            for QueueOffset { queue, offset } in queues {
+                offsets.insert(
+                    queue,
+                    At {
+                        value: offset,
+                        position,
+                    },
+                );
+            }
+            self.changes.offsets.insert((group.clone(), topic.clone()));
+        }
+        Effect::None
+    }
+
+    /// Everything a group has committed.
+    pub(crate) fn committed(&self, group: &str) -> Vec<CommittedOffset> {
+        let offsets = self
+            .groups
+            .get(group)
+            .into_iter()
+            .flat_map(|view| &view.offsets);
+        let flat = offsets.flat_map(|(topic, queues)| {
+            queues.iter().map(|(&queue, at)| {
+                let topic = topic.clone();
+                CommittedOffset {
+                    topic,
+                    queue,
+                    offset: at.value,
+                }
+            })
+        });
+        flat.collect()
+    }
+
+    /// The records that say again what only records below `position` say now: what has to be
+    /// appended anew before that part of the log can go.
+    pub(crate) fn carried_forward(&self, position: u64) -> Vec<SystemRecord> {
+        let topics = self.topics.values().filter(|at| at.position < position);
+        let mut records: Vec<_> = topics
+            .map(|at| SystemRecord::Topic(at.value.clone()))
+            .collect();
+        for (name, view) in &self.groups {
+            let old_record = view.record.iter().filter(|at| at.position < position);
+            records.extend(old_record.map(|at| SystemRecord::Group(at.value.clone())));
+            let topics: Vec<_> = view
+                .offsets
+                .iter()
+                .map(|(topic, queues)| {
+                    let old = queues.iter().filter(|(_, at)| at.position < position);
+                    let queues = old.map(|(&queue, at)| QueueOffset {
+                        queue,
+                        offset: at.value,
+                    });
+                    TopicOffsets {
+                        topic: topic.to_string(),
+                        queues: queues.collect(),
+                    }
+                })
+                .filter(|topic| !topic.queues.is_empty())
+                .collect();
+            if !topics.is_empty() {
+                let group = name.to_string();
+                records.push(SystemRecord::Offsets(OffsetsRecord { group, topics }));
+            }
+        }
+        records
+    }
+}
+
+/// Records of a topic before this position belong to an earlier topic of the same name.
+pub(crate) fn created_position(topic: &At<TopicRecord>) -> u64 {
+    topic.value.created_position.unwrap_or(topic.position)
+}
+
+pub(crate) fn topic_config(record: &TopicRecord) -> TopicConfig {
+    let write = record.durability == WireDurability::Write as u32;
+    TopicConfig {
+        name: record.name.clone(),
+        queues: record.queues,
+        durability: if write {
+            Durability::Write
+        } else {
+            Durability::Flush
+        },
+        retention_ms: record.retention_ms,
+        retention_bytes: record.retention_bytes,
+        created_ms: record.created_ms,
+    }
+}
+
+pub(crate) fn topic_record(config: &TopicConfig) -> TopicRecord {
+    let durability = match config.durability {
+        Durability::Write => WireDurability::Write,
+        Durability::Flush => WireDurability::Flush,
+    };
+    TopicRecord {
+        name: config.name.clone(),
+        deleted: false,
+        queues: config.queues,
+        durability: durability as u32,
+        retention_ms: config.retention_ms,
+        retention_bytes: config.retention_bytes,
+        created_ms: config.created_ms,
+        created_position: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(name: &str, queues: u32) -> SystemRecord {
+        SystemRecord::Topic(TopicRecord {
+            name: name.into(),
+            queues,
+            ..Default::default()
+        })
+    }
+
+    fn commit(group: &str, topic: &str, offset: u64) -> SystemRecord {
+        let queues = vec![QueueOffset { queue: 0, offset }];
+        let topics = vec![TopicOffsets {
+            topic: topic.into(),
+            queues,
+        }];
+        SystemRecord::Offsets(OffsetsRecord {
+            group: group.into(),
+            topics,
+        })
+    }
+
+    #[test]
+    fn folding_from_any_point_again_gives_the_same_maps() {
+        let log = [
+            topic("a", 1),
+            commit("g", "a", 5),
+            topic("a", 2),
+            SystemRecord::Topic(TopicRecord {
+                name: "a".into(),
+                deleted: true,
+                ..Default::default()
+            }),
+            topic("a", 3),
+            commit("g", "a", 1),
+        ];
+        let mut views = Views::default();
+        for (i, record) in log.iter().enumerate() {
+            views.fold(record.clone(), i as u64 * 10, i as u64 * 10 + 10);
+        }
+        let once = format!("{:?}{:?}", views.topics, views.groups);
+        for (i, record) in log.iter().enumerate() {
+            assert_eq!(
+                views.fold(record.clone(), i as u64 * 10, i as u64 * 10 + 10),
+                Effect::None
+            );
+        }
+        assert_eq!(format!("{:?}{:?}", views.topics, views.groups), once);
+        assert_eq!(
+            views.topics["a"].value.created_position,
+            Some(40),
+            "the second topic of that name"
+        );
+        assert_eq!(views.committed("g")[0].offset, 1);
+    }
+
+    #[test]
+    fn what_is_carried_forward_rebuilds_the_same_maps() {
+        let mut views = Views::default();
+        views.fold(topic("a", 4), 0, 10);
+        views.fold(commit("g", "a", 7), 10, 20);
+        views.fold(commit("g", "a", 9), 20, 30);
+        assert_eq!(
+            views.carried_forward(20).len(),
+            1,
+            "the newer commit needs no carrying"
+        );
+
+        let carried = views.carried_forward(30);
+        let mut rebuilt = Views::default();
+        for (i, record) in carried.into_iter().enumerate() {
+            rebuilt.fold(record, 100 + i as u64, 101 + i as u64);
+        }
+        assert_eq!(rebuilt.committed("g"), views.committed("g"));
+        assert_eq!(rebuilt.topics["a"].value, views.topics["a"].value);
+    }
+}

@@ -1,0 +1,292 @@
+//! Where the map views are kept between two starts: an embedded transactional store (redb).
+//!
+//! A checkpoint is one transaction: the changed entries, the ends of the consume queues, and the
+//! position they all have reached. So a crash can never leave them apart. The file can be deleted at
+//! any time; the views are then folded again from the log.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use longwire_proto::store::{GroupRecord, TopicRecord};
+use prost::Message;
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
+use redb::{TableDefinition, WriteTransaction};
+
+use super::{At, Changes, GroupView, Views};
+use crate::disk::{Disk, DiskFile, read_exact_at};
+
+/// Name to number: the version of this format, and the position everything here has reached.
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+/// Topic to (position of its record, `TopicRecord`).
+const TOPICS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("topics");
+/// Group to (position of its record, `GroupRecord`); empty where it came into being by a commit.
+const GROUPS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("groups");
+/// (Group, topic, queue) to (position of the record, offset).
+const OFFSETS: TableDefinition<(&str, &str, u32), (u64, u64)> = TableDefinition::new("offsets");
+/// (Topic, queue) to the end of its consume queue at the checkpoint.
+const QUEUE_ENDS: TableDefinition<(&str, u32), u64> = TableDefinition::new("queue_ends");
+
+const VERSION: u64 = 1;
+const CACHE_BYTES: usize = 4 << 20;
+
+/// The ends of consume queues, by topic and queue.
+pub(crate) type QueueEnds = HashMap<(Arc<str>, u32), u64>;
+
+#[derive(Debug)]
+pub(crate) struct ViewDatabase {
+    database: Database,
+}
+
+/// What the database holds.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    pub(crate) views: Views,
+    pub(crate) queue_ends: QueueEnds,
+}
+
+impl ViewDatabase {
+    /// Opens the database and reads all of it. One that cannot be read is made anew: the log has
+    /// everything that was in it.
+    pub(crate) fn open(
+        disk: &dyn Disk,
+        path: &Path,
+    ) -> Result<(ViewDatabase, Stored), redb::Error> {
+        match Self::open_existing(disk, path) {
+            Ok(opened) => Ok(opened),
+            Err(error) => {
+                let path_shown = path.display();
+                tracing::warn!(path = %path_shown, %error, "the views cannot be read; rebuilding");
+                disk.remove(path).map_err(redb::Error::Io)?;
+                Self::open_existing(disk, path)
+            }
+        }
+    }
+
+    fn open_existing(disk: &dyn Disk, path: &Path) -> Result<(ViewDatabase, Stored), redb::Error> {
+        let file = disk.open_or_create(path).map_err(redb::Error::Io)?;
+        let backend = Backend {
+            file,
+            path: path.to_owned(),
+        };
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(backend)?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(META)?;
+        transaction.open_table(TOPICS)?;
+        transaction.open_table(GROUPS)?;
+        transaction.open_table(OFFSETS)?;
+        transaction.open_table(QUEUE_ENDS)?;
+        transaction.commit()?;
+        let stored = read(&database)?;
+        Ok((ViewDatabase { database }, stored))
+    }
+
+    /// Writes changed entries and the position they bring the views to, in one durable transaction.
+    pub(crate) fn checkpoint(
+        &self,
+        views: &Views,
+        changes: &Changes,
+        position: u64,
+        queue_ends: &[((Arc<str>, u32), u64)],
+    ) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert("version", VERSION)?;
+            meta.insert("position", position)?;
+        }
+        write_topics(&transaction, views, changes)?;
+        write_groups(&transaction, views, changes)?;
+        write_offsets(&transaction, views, changes)?;
+        let mut ends = transaction.open_table(QUEUE_ENDS)?;
+        for ((topic, queue), end) in queue_ends {
+            ends.insert((&**topic, *queue), end)?;
+        }
+        drop(ends);
+        Ok(transaction.commit()?)
+    }
+
+    /// Empties the database, for a rebuild from the log.
+    pub(crate) fn clear(&self) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        transaction.delete_table(TOPICS)?;
+        transaction.delete_table(GROUPS)?;
+        transaction.delete_table(OFFSETS)?;
+        transaction.delete_table(QUEUE_ENDS)?;
+        transaction.open_table(TOPICS)?;
+        transaction.open_table(GROUPS)?;
+        transaction.open_table(OFFSETS)?;
+        transaction.open_table(QUEUE_ENDS)?;
+        transaction.open_table(META)?.insert("position", 0)?;
+        Ok(transaction.commit()?)
+    }
+}
+
+fn read(database: &Database) -> Result<Stored, redb::Error> {
+    let transaction = database.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let version = meta.get("version")?.map_or(VERSION, |v| v.value());
+    if version != VERSION {
+        return Err(redb::Error::Corrupted(format!(
+            "view version {version} is not {VERSION}"
+        )));
+    }
+    let folded = meta.get("position")?.map_or(0, |p| p.value());
+    let mut views = Views {
+        folded,
+        ..Views::default()
+    };
+    for row in transaction.open_table(TOPICS)?.iter()? {
+        let (name, value) = row?;
+        let (position, record) = value.value();
+        let value = TopicRecord::decode(record).map_err(corrupted)?;
+        views
+            .topics
+            .insert(name.value().into(), At { value, position });
+    }
+    for row in transaction.open_table(GROUPS)?.iter()? {
+        let (name, value) = row?;
+        let (position, record) = value.value();
+        let record = match record {
+            [] => None,
+            _ => Some(GroupRecord::decode(record).map_err(corrupted)?),
+        };
+        let record = record.map(|value| At { value, position });
+        views.groups.insert(
+            name.value().into(),
+            GroupView {
+                record,
+                ..GroupView::default()
+            },
+        );
+    }
+    for row in transaction.open_table(OFFSETS)?.iter()? {
+        let (key, value) = row?;
+        let ((group, topic, queue), (position, offset)) = (key.value(), value.value());
+        let view = views.groups.entry(group.into()).or_default();
+        let queues = view.offsets.entry(topic.into()).or_default();
+        queues.insert(
+            queue,
+            At {
+                value: offset,
+                position,
+            },
+        );
+    }
+    let mut queue_ends = QueueEnds::new();
+    for row in transaction.open_table(QUEUE_ENDS)?.iter()? {
+        let (key, end) = row?;
+        let (topic, queue) = key.value();
+        queue_ends.insert((topic.into(), queue), end.value());
+    }
+    Ok(Stored { views, queue_ends })
+}
+
+fn write_topics(
+    transaction: &WriteTransaction,
+    views: &Views,
+    changes: &Changes,
+) -> Result<(), redb::Error> {
+    let mut topics = transaction.open_table(TOPICS)?;
+    let mut ends = transaction.open_table(QUEUE_ENDS)?;
+    for name in &changes.topics {
+        match views.topics.get(name) {
+            Some(At { value, position }) => {
+                topics.insert(&**name, (*position, &value.encode_to_vec()[..]))?;
+            }
+            None => {
+                topics.remove(&**name)?;
+                ends.retain_in((&**name, 0)..=(&**name, u32::MAX), |_, _| false)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_groups(
+    transaction: &WriteTransaction,
+    views: &Views,
+    changes: &Changes,
+) -> Result<(), redb::Error> {
+    let mut groups = transaction.open_table(GROUPS)?;
+    for name in &changes.groups {
+        match views.groups.get(name).map(|view| &view.record) {
+            Some(Some(At { value, position })) => {
+                groups.insert(&**name, (*position, &value.encode_to_vec()[..]))?
+            }
+            Some(None) => groups.insert(&**name, (0, &[][..]))?,
+            None => groups.remove(&**name)?,
+        };
+    }
+    Ok(())
+}
+
+fn write_offsets(
+    transaction: &WriteTransaction,
+    views: &Views,
+    changes: &Changes,
+) -> Result<(), redb::Error> {
+    let mut offsets = transaction.open_table(OFFSETS)?;
+    for (group, topic) in &changes.offsets {
+        match views
+            .groups
+            .get(group)
+            .and_then(|view| view.offsets.get(topic))
+        {
+            Some(queues) => {
+                for (&queue, at) in queues {
+                    offsets.insert((&**group, &**topic, queue), (at.position, at.value))?;
+                }
+            }
+            None => {
+                let all = (&**group, &**topic, 0)..=(&**group, &**topic, u32::MAX);
+                offsets.retain_in(all, |_, _| false)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn corrupted(error: prost::DecodeError) -> redb::Error {
+    redb::Error::Corrupted(error.to_string())
+}
+
+/// redb's file calls, through the one door all of them go through.
+#[derive(Debug)]
+struct Backend {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+}
+
+impl Backend {
+    fn error(&self, error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> Result<u64, io::Error> {
+        self.file.bytes().map_err(|e| self.error(e))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
+        read_exact_at(&*self.file, out, offset).map_err(|e| self.error(e))
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.file.set_bytes(len).map_err(|e| self.error(e))
+    }
+
+    fn sync_data(&self) -> Result<(), io::Error> {
+        self.file.sync().map_err(|e| self.error(e))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        self.file
+            .write_all_at(data, offset)
+            .map_err(|e| self.error(e))
+    }
+}
