@@ -5,10 +5,7 @@ use std::{env, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let data = [
-        "longwire/data/v1/data.proto",
-        "longwire/store/v1/store.proto",
-    ];
+    let data = ["longwire/data/v1/data.proto", "longwire/store/v1/store.proto"];
     let control = [
         "longwire/v1/topic.proto",
         "longwire/v1/group.proto",

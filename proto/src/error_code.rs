@@ -81,18 +81,12 @@ error_codes! {
 impl ErrorCode {
     /// The code of a number from the wire; `None` for 0 and for numbers this build does not know.
     pub fn from_number(number: u32) -> Option<ErrorCode> {
-        ErrorCode::ALL
-            .iter()
-            .copied()
-            .find(|code| code.number() == number)
+        ErrorCode::ALL.iter().copied().find(|code| code.number() == number)
     }
 
     /// The code of a stable name.
     pub fn from_name(name: &str) -> Option<ErrorCode> {
-        ErrorCode::ALL
-            .iter()
-            .copied()
-            .find(|code| code.name() == name)
+        ErrorCode::ALL.iter().copied().find(|code| code.name() == name)
     }
 
     /// The number on the wire.
@@ -114,11 +108,7 @@ mod tests {
     #[test]
     fn numbers_and_names_are_unique_and_round_trip() {
         for (i, &code) in ErrorCode::ALL.iter().enumerate() {
-            assert_eq!(
-                code.number() as usize,
-                i + 1,
-                "numbers are dense, so none is used twice"
-            );
+            assert_eq!(code.number() as usize, i + 1, "numbers are dense, so none is used twice");
             assert_eq!(ErrorCode::from_number(code.number()), Some(code));
             assert_eq!(ErrorCode::from_name(code.name()), Some(code));
         }

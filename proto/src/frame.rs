@@ -7,6 +7,24 @@
 //! Big-endian. The header is a [`RequestHeader`](crate::data::RequestHeader) or
 //! [`ResponseHeader`](crate::data::ResponseHeader); the body is zero or more records, byte for byte
 //! as the log stores them.
+//!
+//! ```
+//! use bytes::BytesMut;
+//! use longwire_proto::data::{FetchRequest, RequestHeader, request_header::Request};
+//! use longwire_proto::frame::{self, Prefix};
+//! use longwire_proto::limits::REQUEST_FRAME_BYTES_MAX;
+//!
+//! let request = Some(Request::Fetch(FetchRequest::default()));
+//! let head = frame::head(&RequestHeader { correlation_id: 7, request }, 0)?;
+//!
+//! let mut received = BytesMut::from(&head[..]);
+//! if let Some(prefix) = Prefix::parse(&received, REQUEST_FRAME_BYTES_MAX)?
+//!     && let Some(frame) = frame::take::<RequestHeader>(&mut received, prefix)?
+//! {
+//!     assert_eq!(frame.header.correlation_id, 7);
+//! }
+//! # Ok::<(), frame::FrameError>(())
+//! ```
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -60,10 +78,7 @@ impl Prefix {
         };
         let frame = u32::from_be_bytes(*length) as usize;
         if frame > frame_bytes_max {
-            return Err(FrameError::TooLarge {
-                bytes: frame,
-                max: frame_bytes_max,
-            });
+            return Err(FrameError::TooLarge { bytes: frame, max: frame_bytes_max });
         }
         if frame < 2 {
             return Err(FrameError::HeaderLength { header: 0, frame });
@@ -75,10 +90,7 @@ impl Prefix {
         if header + 2 > frame {
             return Err(FrameError::HeaderLength { header, frame });
         }
-        Ok(Some(Prefix {
-            header_bytes: header,
-            body_bytes: frame - 2 - header,
-        }))
+        Ok(Some(Prefix { header_bytes: header, body_bytes: frame - 2 - header }))
     }
 
     /// The whole frame with its prefix, in bytes.
@@ -122,15 +134,10 @@ pub fn head(header: &impl Message, body_bytes: usize) -> Result<Bytes, FrameErro
     let header_bytes = header.encoded_len();
     let frame = body_bytes.saturating_add(2 + header_bytes);
     if header_bytes > FRAME_HEADER_BYTES_MAX {
-        return Err(FrameError::HeaderLength {
-            header: header_bytes,
-            frame,
-        });
+        return Err(FrameError::HeaderLength { header: header_bytes, frame });
     }
-    let frame_word = u32::try_from(frame).map_err(|_| FrameError::TooLarge {
-        bytes: frame,
-        max: u32::MAX as usize,
-    })?;
+    let frame_word = u32::try_from(frame)
+        .map_err(|_| FrameError::TooLarge { bytes: frame, max: u32::MAX as usize })?;
     let mut head = BytesMut::with_capacity(PREFIX_BYTES + header_bytes);
     head.put_u32(frame_word);
     head.put_u16(header_bytes as u16);
@@ -144,14 +151,8 @@ mod tests {
     use crate::data::{HelloRequest, RequestHeader, request_header::Request};
 
     fn hello() -> RequestHeader {
-        let request = HelloRequest {
-            protocol_version: 1,
-            client_id: "c".into(),
-        };
-        RequestHeader {
-            correlation_id: 9,
-            request: Some(Request::Hello(request)),
-        }
+        let request = HelloRequest { protocol_version: 1, client_id: "c".into() };
+        RequestHeader { correlation_id: 9, request: Some(Request::Hello(request)) }
     }
 
     #[test]
@@ -169,23 +170,11 @@ mod tests {
 
     #[test]
     fn lengths_are_refused_before_anything_is_buffered() {
-        let too_large = FrameError::TooLarge {
-            bytes: 0x7fff_ffff,
-            max: 100,
-        };
-        assert_eq!(
-            Prefix::parse(&[0x7f, 0xff, 0xff, 0xff], 100),
-            Err(too_large)
-        );
+        let too_large = FrameError::TooLarge { bytes: 0x7fff_ffff, max: 100 };
+        assert_eq!(Prefix::parse(&[0x7f, 0xff, 0xff, 0xff], 100), Err(too_large));
         assert!(Prefix::parse(&[0, 0, 0, 1], 100).is_err());
-        let header_over_frame = FrameError::HeaderLength {
-            header: 9,
-            frame: 10,
-        };
-        assert_eq!(
-            Prefix::parse(&[0, 0, 0, 10, 0, 9], 100),
-            Err(header_over_frame)
-        );
+        let header_over_frame = FrameError::HeaderLength { header: 9, frame: 10 };
+        assert_eq!(Prefix::parse(&[0, 0, 0, 10, 0, 9], 100), Err(header_over_frame));
         assert_eq!(Prefix::parse(&[0, 0, 0], 100), Ok(None));
         assert_eq!(Prefix::parse(&[0, 0, 0, 10, 0], 100), Ok(None));
     }

@@ -99,9 +99,7 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 
 /// The number a consume queue stores for a tag: Java's `String.hashCode`, over UTF-16 units.
 pub fn tag_hash(tag: &str) -> i32 {
-    tag.encode_utf16().fold(0_i32, |hash, unit| {
-        hash.wrapping_mul(31).wrapping_add(unit.into())
-    })
+    tag.encode_utf16().fold(0_i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(unit.into()))
 }
 
 fn host_bytes(v6: bool) -> usize {

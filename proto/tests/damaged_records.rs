@@ -26,23 +26,15 @@ fn placement(store_host: SocketAddr) -> Placement {
 fn sealed(draft: &RecordDraft<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
     draft.encode(&mut bytes).unwrap();
-    let store_host = if draft.store_host_v6 {
-        "[fe80::2]:10911"
-    } else {
-        "10.0.0.2:10911"
-    };
+    let store_host = if draft.store_host_v6 { "[fe80::2]:10911" } else { "10.0.0.2:10911" };
     record::seal(&mut bytes, &placement(store_host.parse().unwrap()));
     bytes
 }
 
 /// Two records that between them have every part a record can have.
 fn samples() -> [Vec<u8>; 2] {
-    let small = RecordDraft {
-        topic: "TopicTest",
-        body: b"hello",
-        tag: "TagA",
-        ..Default::default()
-    };
+    let small =
+        RecordDraft { topic: "TopicTest", body: b"hello", tag: "TagA", ..Default::default() };
     let large = RecordDraft {
         topic: "TopicTest",
         queue: 3,
@@ -67,29 +59,11 @@ fn touch_everything(view: &RecordView<'_>) {
     assert_eq!(view.bytes().len(), view.size());
     assert!(view.size() <= RECORD_BYTES_MAX);
     assert_eq!(view.body(), &view.bytes()[view.body_range()]);
-    let _ = (
-        view.topic(),
-        view.queue(),
-        view.flag(),
-        view.offset(),
-        view.position(),
-    );
-    let _ = (
-        view.sys_flag(),
-        view.born_timestamp_ms(),
-        view.store_timestamp_ms(),
-    );
+    let _ = (view.topic(), view.queue(), view.flag(), view.offset(), view.position());
+    let _ = (view.sys_flag(), view.born_timestamp_ms(), view.store_timestamp_ms());
     let _ = (view.born_host(), view.store_host(), view.reconsume_times());
-    let _ = (
-        view.prepared_transaction_offset(),
-        view.tag(),
-        view.tag_hash(),
-    );
-    let _ = (
-        view.verify_body(),
-        view.verify_checksum(),
-        format!("{view:?}"),
-    );
+    let _ = (view.prepared_transaction_offset(), view.tag(), view.tag_hash());
+    let _ = (view.verify_body(), view.verify_checksum(), format!("{view:?}"));
     for (name, value) in view.properties() {
         assert!(!name.is_empty() && !value.is_empty() && name != property::CHECKSUM);
     }
@@ -101,12 +75,7 @@ fn every_flipped_bit_of_a_sealed_record_is_detected() {
         assert_eq!(read(&bytes), Ok(()));
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                read(&bytes).is_err(),
-                "bit {} of byte {} went unnoticed",
-                bit % 8,
-                bit / 8
-            );
+            assert!(read(&bytes).is_err(), "bit {} of byte {} went unnoticed", bit % 8, bit / 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
     }
@@ -118,12 +87,7 @@ fn a_flipped_bit_is_detected_in_a_log_too_where_other_records_follow() {
     let mut log = [first.as_slice(), &second, &second].concat();
     for bit in 0..first.len() * 8 {
         log[bit / 8] ^= 1 << (bit % 8);
-        assert!(
-            read(&log).is_err(),
-            "bit {} of byte {} went unnoticed",
-            bit % 8,
-            bit / 8
-        );
+        assert!(read(&log).is_err(), "bit {} of byte {} went unnoticed", bit % 8, bit / 8);
         log[bit / 8] ^= 1 << (bit % 8);
     }
 }
@@ -133,10 +97,7 @@ fn every_truncation_is_refused() {
     for bytes in samples() {
         for end in 0..bytes.len() {
             let error = RecordView::parse(&bytes[..end]).unwrap_err();
-            assert!(
-                matches!(error, RecordError::Short { have, .. } if have == end),
-                "{error}"
-            );
+            assert!(matches!(error, RecordError::Short { have, .. } if have == end), "{error}");
         }
     }
 }
@@ -152,11 +113,7 @@ fn what_follows_a_record_is_left_alone() {
 #[test]
 fn a_record_that_was_never_sealed_does_not_pass_for_one() {
     let mut bytes = Vec::new();
-    let draft = RecordDraft {
-        topic: "TopicTest",
-        body: b"hello",
-        ..Default::default()
-    };
+    let draft = RecordDraft { topic: "TopicTest", body: b"hello", ..Default::default() };
     draft.encode(&mut bytes).unwrap();
     assert_eq!(read(&bytes), Err(RecordError::Checksum));
 }
@@ -169,39 +126,23 @@ fn sizes_outside_the_limits_are_refused_from_the_first_eight_bytes() {
         ("00410001 daa320a7", RECORD_BYTES_MAX + 1),
         ("ffffffff daa320ab", u32::MAX as usize),
     ] {
-        assert_eq!(
-            RecordView::size_of(&hex::bytes(hex)),
-            Err(RecordError::Size(size))
-        );
+        assert_eq!(RecordView::size_of(&hex::bytes(hex)), Err(RecordError::Size(size)));
     }
-    for (hex, size) in [
-        ("0000005b daa320a7", 91),
-        ("00410000 daa320ab", RECORD_BYTES_MAX),
-    ] {
+    for (hex, size) in [("0000005b daa320a7", 91), ("00410000 daa320ab", RECORD_BYTES_MAX)] {
         assert_eq!(RecordView::size_of(&hex::bytes(hex)), Ok(size));
     }
     assert_eq!(RecordView::size_of(&[0; 8]), Err(RecordError::Magic(0)));
-    assert_eq!(
-        RecordView::size_of(&[0; 7]),
-        Err(RecordError::Short { have: 7, need: 91 })
-    );
+    assert_eq!(RecordView::size_of(&[0; 7]), Err(RecordError::Short { have: 7, need: 91 }));
 }
 
 #[test]
 fn damage_bad_structure_and_excess_have_their_own_codes() {
-    let too_large = RecordError::TooLarge {
-        part: "body",
-        bytes: 9,
-        max: 8,
-    };
+    let too_large = RecordError::TooLarge { part: "body", bytes: 9, max: 8 };
     for (error, code) in [
         (RecordError::Checksum, ErrorCode::CorruptRecord),
         (RecordError::BodyChecksum, ErrorCode::CorruptRecord),
         (too_large, ErrorCode::MessageTooLarge),
-        (
-            RecordError::Size(RECORD_BYTES_MAX + 1),
-            ErrorCode::MessageTooLarge,
-        ),
+        (RecordError::Size(RECORD_BYTES_MAX + 1), ErrorCode::MessageTooLarge),
         (RecordError::Size(90), ErrorCode::InvalidRecord),
         (RecordError::Lengths(143), ErrorCode::InvalidRecord),
         (RecordError::NoChecksum, ErrorCode::InvalidRecord),
@@ -239,14 +180,8 @@ fn lengths_that_rocketmq_would_read_as_negative_are_refused() {
     assert!(RecordView::parse(&with_lengths(record::MAGIC_V1, 127, 32_767)).is_ok());
     assert_eq!(part(&with_lengths(record::MAGIC_V1, 128, 0)), "topic");
     assert_eq!(part(&with_lengths(record::MAGIC_V1, 255, 0)), "topic");
-    assert_eq!(
-        part(&with_lengths(record::MAGIC_V1, 9, 32_768)),
-        "property block"
-    );
-    assert_eq!(
-        part(&with_lengths(record::MAGIC_V1, 9, 65_535)),
-        "property block"
-    );
+    assert_eq!(part(&with_lengths(record::MAGIC_V1, 9, 32_768)), "property block");
+    assert_eq!(part(&with_lengths(record::MAGIC_V1, 9, 65_535)), "property block");
     assert!(RecordView::parse(&with_lengths(record::MAGIC_V2, 32_767, 32_767)).is_ok());
     assert_eq!(part(&with_lengths(record::MAGIC_V2, 32_768, 0)), "topic");
 
@@ -261,13 +196,7 @@ fn a_body_length_beyond_the_record_is_refused() {
         let [mut bytes, _] = samples();
         bytes[84..88].copy_from_slice(&lie.to_be_bytes());
         let error = RecordView::parse(&bytes).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                RecordError::Lengths(_) | RecordError::TooLarge { .. }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, RecordError::Lengths(_) | RecordError::TooLarge { .. }), "{error}");
     }
 }
 
@@ -276,22 +205,12 @@ fn the_largest_body_and_properties_fit_and_one_byte_more_does_not() {
     let body = vec![7; BODY_BYTES_MAX + 1];
     let value = "v".repeat(PROPERTIES_BYTES_MAX);
     let largest = PROPERTIES_BYTES_MAX - record::CHECKSUM_PROPERTY_BYTES - "k\u{1}\u{2}".len();
-    let draft = RecordDraft {
-        topic: "TopicTest",
-        ..Default::default()
-    };
+    let draft = RecordDraft { topic: "TopicTest", ..Default::default() };
 
     let full = [("k", &value[..largest])];
-    let bytes = sealed(&RecordDraft {
-        body: &body[1..],
-        properties: &full,
-        ..draft
-    });
+    let bytes = sealed(&RecordDraft { body: &body[1..], properties: &full, ..draft });
     assert_eq!(read(&bytes), Ok(()));
-    assert_eq!(
-        RecordView::parse(&bytes).unwrap().body().len(),
-        BODY_BYTES_MAX
-    );
+    assert_eq!(RecordView::parse(&bytes).unwrap().body().len(), BODY_BYTES_MAX);
 
     let refused = |draft: RecordDraft<'_>| {
         let mut out = b"kept".to_vec();
@@ -301,49 +220,24 @@ fn the_largest_body_and_properties_fit_and_one_byte_more_does_not() {
     };
     let over = [("k", &value[..largest + 1])];
     assert_eq!(
-        refused(RecordDraft {
-            body: &body,
-            ..draft
-        }),
+        refused(RecordDraft { body: &body, ..draft }),
         EncodeError::Body(BODY_BYTES_MAX + 1)
     );
     assert_eq!(
-        refused(RecordDraft {
-            properties: &over,
-            ..draft
-        }),
+        refused(RecordDraft { properties: &over, ..draft }),
         EncodeError::Properties(PROPERTIES_BYTES_MAX + 1)
     );
-    assert_eq!(
-        refused(RecordDraft {
-            queue: 1 << 31,
-            ..draft
-        }),
-        EncodeError::Queue(1 << 31)
-    );
+    assert_eq!(refused(RecordDraft { queue: 1 << 31, ..draft }), EncodeError::Queue(1 << 31));
 }
 
 #[test]
 fn properties_that_could_not_be_read_back_are_refused() {
     let encode = |properties: &[(&str, &str)]| {
-        let draft = RecordDraft {
-            topic: "TopicTest",
-            properties,
-            ..Default::default()
-        };
+        let draft = RecordDraft { topic: "TopicTest", properties, ..Default::default() };
         draft.encode(&mut Vec::new())
     };
-    for bad in [
-        ("", "v"),
-        ("k", ""),
-        ("k\u{1}", "v"),
-        ("k", "v\u{2}"),
-        ("k", "\u{1}"),
-    ] {
-        assert!(
-            matches!(encode(&[bad]), Err(EncodeError::Property(_))),
-            "{bad:?}"
-        );
+    for bad in [("", "v"), ("k", ""), ("k\u{1}", "v"), ("k", "v\u{2}"), ("k", "\u{1}")] {
+        assert!(matches!(encode(&[bad]), Err(EncodeError::Property(_))), "{bad:?}");
     }
     let reserved = EncodeError::Reserved(property::CHECKSUM.into());
     assert_eq!(encode(&[(property::CHECKSUM, "1234567890")]), Err(reserved));
@@ -368,11 +262,8 @@ struct Draft {
 
 impl Draft {
     fn encode(&self) -> Vec<u8> {
-        let properties: Vec<_> = self
-            .properties
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_str()))
-            .collect();
+        let properties: Vec<_> =
+            self.properties.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let draft = RecordDraft {
             topic: &self.topic,
             queue: self.queue,
@@ -393,15 +284,8 @@ impl Draft {
 
     fn all_properties(&self) -> Vec<(&str, &str)> {
         let known = [("TAGS", self.tag.as_str()), ("KEYS", self.keys.as_str())];
-        let others = self
-            .properties
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_str()));
-        known
-            .into_iter()
-            .filter(|(_, v)| !v.is_empty())
-            .chain(others)
-            .collect()
+        let others = self.properties.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        known.into_iter().filter(|(_, v)| !v.is_empty()).chain(others).collect()
     }
 }
 
@@ -411,12 +295,7 @@ fn drafts() -> impl Strategy<Value = Draft> {
     let host = (any::<IpAddr>(), any::<u16>()).prop_map(SocketAddr::from);
     let codec = prop::sample::select(vec![0, 0x101, 0x201, 0x301, 0x1]);
     (
-        (
-            "[A-Za-z0-9_%|-]{1,127}",
-            0..=i32::MAX as u32,
-            any::<i32>(),
-            codec,
-        ),
+        ("[A-Za-z0-9_%|-]{1,127}", 0..=i32::MAX as u32, any::<i32>(), codec),
         (any::<i64>(), host, any::<bool>()),
         (text, text, prop::collection::vec(property, 0..8)),
         prop::collection::vec(any::<u8>(), 0..600),
@@ -437,10 +316,7 @@ fn drafts() -> impl Strategy<Value = Draft> {
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {

@@ -16,23 +16,14 @@ use longwire_proto::limits::{
 use proptest::prelude::*;
 
 fn produce(correlation_id: u64, runs: Vec<ProduceRun>) -> RequestHeader {
-    let request = Request::Produce(ProduceRequest {
-        durability: 0,
-        runs,
-    });
-    RequestHeader {
-        correlation_id,
-        request: Some(request),
-    }
+    let request = Request::Produce(ProduceRequest { durability: 0, runs });
+    RequestHeader { correlation_id, request: Some(request) }
 }
 
 /// Everything the kernel has given to this process, in KiB.
 fn address_space_peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmPeak:"))
-        .unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmPeak:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -42,39 +33,24 @@ fn a_lying_length_reserves_no_memory() {
     let mut buffer = BytesMut::with_capacity(64);
     // A frame of 16 MiB with a header of 64 KiB, of which only the first bytes are there.
     buffer.extend_from_slice(&hex::bytes("00fffff0 ffff 0801 1a"));
-    let prefix = Prefix::parse(&buffer, RESPONSE_FRAME_BYTES_MAX)
-        .unwrap()
-        .unwrap();
+    let prefix = Prefix::parse(&buffer, RESPONSE_FRAME_BYTES_MAX).unwrap().unwrap();
     assert_eq!(prefix.frame_bytes(), 4 + 0x00ff_fff0);
-    assert!(
-        frame::take::<RequestHeader>(&mut buffer, prefix)
-            .unwrap()
-            .is_none()
-    );
+    assert!(frame::take::<RequestHeader>(&mut buffer, prefix).unwrap().is_none());
     assert_eq!(buffer.capacity(), 64);
 
     // Headers whose strings, messages and packed numbers claim 2 GiB and more.
-    for header in [
-        "1a ffffffff07",
-        "1a08 12ffffffff0f 0a01",
-        "22 0a 1a ffffffff07 12 ffffffff07",
-    ] {
+    for header in ["1a ffffffff07", "1a08 12ffffffff0f 0a01", "22 0a 1a ffffffff07 12 ffffffff07"] {
         let header = hex::bytes(header);
         let length = (2 + header.len()) as u32;
         let mut buffer = BytesMut::from(&length.to_be_bytes()[..]);
         buffer.extend_from_slice(&(header.len() as u16).to_be_bytes());
         buffer.extend_from_slice(&header);
-        let prefix = Prefix::parse(&buffer, REQUEST_FRAME_BYTES_MAX)
-            .unwrap()
-            .unwrap();
+        let prefix = Prefix::parse(&buffer, REQUEST_FRAME_BYTES_MAX).unwrap().unwrap();
         let error = frame::take::<RequestHeader>(&mut buffer, prefix).unwrap_err();
         assert!(matches!(error, FrameError::Header(_)), "{error}");
     }
     let grown = address_space_peak_kib() - before;
-    assert!(
-        grown < 1 << 20,
-        "{grown} KiB were reserved for lengths that lied"
-    );
+    assert!(grown < 1 << 20, "{grown} KiB were reserved for lengths that lied");
 }
 
 #[test]
@@ -82,30 +58,17 @@ fn a_frame_over_the_limit_is_refused_from_its_length_alone() {
     let length = (REQUEST_FRAME_BYTES_MAX as u32 + 1).to_be_bytes();
     let error = Prefix::parse(&length, REQUEST_FRAME_BYTES_MAX).unwrap_err();
     let max = REQUEST_FRAME_BYTES_MAX;
-    assert_eq!(
-        error,
-        FrameError::TooLarge {
-            bytes: max + 1,
-            max
-        }
-    );
+    assert_eq!(error, FrameError::TooLarge { bytes: max + 1, max });
     let length = (REQUEST_FRAME_BYTES_MAX as u32).to_be_bytes();
     assert_eq!(Prefix::parse(&length, REQUEST_FRAME_BYTES_MAX), Ok(None));
 }
 
 #[test]
 fn a_head_that_would_not_fit_its_lengths_is_refused() {
-    let run = || ProduceRun {
-        topic: "t".repeat(127),
-        queue: u32::MAX,
-        bytes: u32::MAX,
-    };
+    let run = || ProduceRun { topic: "t".repeat(127), queue: u32::MAX, bytes: u32::MAX };
     let long = produce(1, (0..600).map(|_| run()).collect());
     let error = frame::head(&long, 0).unwrap_err();
-    assert!(
-        matches!(error, FrameError::HeaderLength { header, .. } if header > 65_535),
-        "{error}"
-    );
+    assert!(matches!(error, FrameError::HeaderLength { header, .. } if header > 65_535), "{error}");
     for body_bytes in [u32::MAX as usize, usize::MAX] {
         let error = frame::head(&produce(1, vec![]), body_bytes).unwrap_err();
         assert!(matches!(error, FrameError::TooLarge { .. }), "{error}");
@@ -116,17 +79,9 @@ fn a_head_that_would_not_fit_its_lengths_is_refused() {
 fn an_empty_frame_is_a_header_without_a_request() {
     let mut buffer = BytesMut::from(&hex::bytes("00000002 0000")[..]);
     let prefix = Prefix::parse(&buffer, 100).unwrap().unwrap();
-    assert_eq!(
-        (prefix.header_bytes, prefix.body_bytes, prefix.frame_bytes()),
-        (0, 0, 6)
-    );
-    let frame = frame::take::<RequestHeader>(&mut buffer, prefix)
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        (frame.header, frame.body.len()),
-        (RequestHeader::default(), 0)
-    );
+    assert_eq!((prefix.header_bytes, prefix.body_bytes, prefix.frame_bytes()), (0, 0, 6));
+    let frame = frame::take::<RequestHeader>(&mut buffer, prefix).unwrap().unwrap();
+    assert_eq!((frame.header, frame.body.len()), (RequestHeader::default(), 0));
 }
 
 #[test]
@@ -134,31 +89,16 @@ fn fields_of_later_versions_are_passed_over() {
     // correlation id 5, and a field 99 this build does not know.
     let mut buffer = BytesMut::from(&hex::bytes("00000009 0007 0805 9a06026869")[..]);
     let prefix = Prefix::parse(&buffer, 100).unwrap().unwrap();
-    let frame = frame::take::<RequestHeader>(&mut buffer, prefix)
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        frame.header,
-        RequestHeader {
-            correlation_id: 5,
-            request: None
-        }
-    );
+    let frame = frame::take::<RequestHeader>(&mut buffer, prefix).unwrap().unwrap();
+    assert_eq!(frame.header, RequestHeader { correlation_id: 5, request: None });
 }
 
 fn headers() -> impl Strategy<Value = RequestHeader> {
     let run = ("[a-z]{0,10}", any::<u32>(), any::<u32>());
     let runs = prop::collection::vec(run, 0..6).prop_map(|runs| {
-        let run = |(topic, queue, bytes)| ProduceRun {
-            topic,
-            queue,
-            bytes,
-        };
+        let run = |(topic, queue, bytes)| ProduceRun { topic, queue, bytes };
         let runs = runs.into_iter().map(run).collect();
-        Request::Produce(ProduceRequest {
-            durability: 2,
-            runs,
-        })
+        Request::Produce(ProduceRequest { durability: 2, runs })
     });
     let queue = (any::<u32>(), any::<u64>(), any::<u32>());
     let topic = (
@@ -167,36 +107,21 @@ fn headers() -> impl Strategy<Value = RequestHeader> {
         prop::collection::vec(queue, 0..4),
     );
     let fetch = prop::collection::vec(topic, 0..4).prop_map(|topics| {
-        let queue = |(queue, offset, max_bytes)| FetchQueue {
-            queue,
-            offset,
-            max_bytes,
-        };
+        let queue = |(queue, offset, max_bytes)| FetchQueue { queue, offset, max_bytes };
         let topic = |(topic, tag_hashes, queues): (_, _, Vec<_>)| FetchTopic {
             topic,
             tag_hashes,
             queues: queues.into_iter().map(queue).collect(),
         };
         let topics = topics.into_iter().map(topic).collect();
-        Request::Fetch(FetchRequest {
-            max_wait_ms: 500,
-            max_bytes: 1 << 20,
-            topics,
-        })
+        Request::Fetch(FetchRequest { max_wait_ms: 500, max_bytes: 1 << 20, topics })
     });
-    (any::<u64>(), prop::option::of(prop_oneof![runs, fetch])).prop_map(
-        |(correlation_id, request)| RequestHeader {
-            correlation_id,
-            request,
-        },
-    )
+    (any::<u64>(), prop::option::of(prop_oneof![runs, fetch]))
+        .prop_map(|(correlation_id, request)| RequestHeader { correlation_id, request })
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {

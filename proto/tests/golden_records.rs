@@ -73,10 +73,7 @@ impl Fields {
             reconsume_times: view.reconsume_times(),
             prepared_transaction_offset: view.prepared_transaction_offset(),
             body: view.body().into(),
-            properties: view
-                .properties()
-                .map(|(n, v)| (n.into(), v.into()))
-                .collect(),
+            properties: view.properties().map(|(n, v)| (n.into(), v.into())).collect(),
             checksum: view.has_checksum(),
         }
     }
@@ -188,11 +185,7 @@ fn written() -> Vec<Golden> {
                   00000000 0000000000000000 00000014 04224d186040820500008068656c6c6f00000000
                   09 546f70696354657374 0026 54414753 01 54616741 02 4b455953 01 6b31 02
                   5f5f435243333223 01 37393938303239343831 02",
-            fields: Fields {
-                sys_flag: 0x101,
-                body: lz4,
-                ..Fields::default()
-            },
+            fields: Fields { sys_flag: 0x101, body: lz4, ..Fields::default() },
         },
         Golden {
             what: "a Zstandard body (one raw block)",
@@ -201,11 +194,7 @@ fn written() -> Vec<Golden> {
                   00000000 0000000000000000 0000000e 28b52ffd200529000068656c6c6f
                   09 546f70696354657374 0026 54414753 01 54616741 02 4b455953 01 6b31 02
                   5f5f435243333223 01 39353637353936373431 02",
-            fields: Fields {
-                sys_flag: 0x201,
-                body: zstd,
-                ..Fields::default()
-            },
+            fields: Fields { sys_flag: 0x201, body: zstd, ..Fields::default() },
         },
         Golden {
             what: "a zlib body",
@@ -214,11 +203,7 @@ fn written() -> Vec<Golden> {
                   00000000 0000000000000000 0000000d 785ecb48cdc9c90700062c0215
                   09 546f70696354657374 0026 54414753 01 54616741 02 4b455953 01 6b31 02
                   5f5f435243333223 01 32383235343936303431 02",
-            fields: Fields {
-                sys_flag: 0x301,
-                body: zlib,
-                ..Fields::default()
-            },
+            fields: Fields { sys_flag: 0x301, body: zlib, ..Fields::default() },
         },
         Golden {
             what: "an empty body",
@@ -227,10 +212,7 @@ fn written() -> Vec<Golden> {
                   00000000 0000000000000000 00000000 09 546f70696354657374
                   0026 54414753 01 54616741 02 4b455953 01 6b31 02
                   5f5f435243333223 01 34333937313033303630 02",
-            fields: Fields {
-                body: vec![],
-                ..Fields::default()
-            },
+            fields: Fields { body: vec![], ..Fields::default() },
         },
         Golden {
             what: "no properties but the checksum",
@@ -238,10 +220,7 @@ fn written() -> Vec<Golden> {
                   00000000 0000018bcfe56800 0a000001 0000d431 0000018bcfe5687b 0a000002 00002a9f
                   00000000 0000000000000000 00000005 68656c6c6f 09 546f70696354657374
                   0014 5f5f435243333223 01 34373933323033383930 02",
-            fields: Fields {
-                properties: vec![],
-                ..Fields::default()
-            },
+            fields: Fields { properties: vec![], ..Fields::default() },
         },
         Golden {
             what: "the largest numbers, a binary body, a property in UTF-8",
@@ -276,10 +255,7 @@ fn foreign() -> Vec<Golden> {
                   00000000 0000018bcfe56800 0a000001 0000d431 0000018bcfe5687b 0a000002 00002a9f
                   00000000 0000000000000000 00000005 68656c6c6f 09 546f70696354657374
                   0012 54414753 01 54616741 02 4b455953 01 6b31 02",
-            fields: Fields {
-                checksum: false,
-                ..Fields::default()
-            },
+            fields: Fields { checksum: false, ..Fields::default() },
         },
         Golden {
             what: "V2: a retry topic of 137 bytes",
@@ -343,10 +319,7 @@ fn foreign() -> Vec<Golden> {
                   00000000 0000018bcfe56800 0a000001 0000d431 0000018bcfe5687b 0a000002 00002a9f
                   00000000 0000000000000000 00000005 68656c6c6f 09 546f70696354657374
                   0011 54414753 01 54616741 02 4b455953 01 6b31",
-            fields: Fields {
-                checksum: false,
-                ..Fields::default()
-            },
+            fields: Fields { checksum: false, ..Fields::default() },
         },
         Golden {
             what: "a property without a value, and one with no name",
@@ -354,11 +327,7 @@ fn foreign() -> Vec<Golden> {
                   00000000 0000018bcfe56800 0a000001 0000d431 0000018bcfe5687b 0a000002 00002a9f
                   00000000 0000000000000000 00000005 68656c6c6f 09 546f70696354657374
                   0013 6e 01 02 01 7676 02 54414753 01 54616741 02 02 02",
-            fields: Fields {
-                properties: tags_only,
-                checksum: false,
-                ..Fields::default()
-            },
+            fields: Fields { properties: tags_only, checksum: false, ..Fields::default() },
         },
     ]
 }
@@ -370,19 +339,9 @@ fn parsing_gives_exactly_the_fields() {
         let view = RecordView::parse(&bytes).unwrap_or_else(|e| panic!("{}: {e}", golden.what));
         assert_eq!(Fields::read(&view), golden.fields, "{}", golden.what);
         assert_eq!(view.size(), bytes.len(), "{}", golden.what);
-        assert_eq!(
-            &bytes[view.body_range()],
-            golden.fields.body,
-            "{}",
-            golden.what
-        );
-        view.verify_body()
-            .unwrap_or_else(|e| panic!("{}: {e}", golden.what));
-        let checksum = if golden.fields.checksum {
-            Ok(())
-        } else {
-            Err(RecordError::NoChecksum)
-        };
+        assert_eq!(&bytes[view.body_range()], golden.fields.body, "{}", golden.what);
+        view.verify_body().unwrap_or_else(|e| panic!("{}: {e}", golden.what));
+        let checksum = if golden.fields.checksum { Ok(()) } else { Err(RecordError::NoChecksum) };
         assert_eq!(view.verify_checksum(), checksum, "{}", golden.what);
     }
 }
@@ -390,12 +349,7 @@ fn parsing_gives_exactly_the_fields() {
 #[test]
 fn encoding_and_sealing_give_exactly_the_bytes() {
     for golden in written() {
-        assert_eq!(
-            golden.fields.write(),
-            hex::bytes(golden.hex),
-            "{}",
-            golden.what
-        );
+        assert_eq!(golden.fields.write(), hex::bytes(golden.hex), "{}", golden.what);
     }
 }
 
@@ -425,11 +379,7 @@ fn a_producer_leaves_zeros_in_every_broker_owned_field() {
 
 #[test]
 fn a_store_host_takes_the_room_the_record_has() {
-    let mut wide = Fields {
-        store_host: host("[::]:0"),
-        ..Fields::default()
-    }
-    .write();
+    let mut wide = Fields { store_host: host("[::]:0"), ..Fields::default() }.write();
     let mut narrow = Fields::default().write();
     let placed_by = |store_host| Placement {
         offset: 0,
@@ -451,10 +401,7 @@ fn a_store_host_takes_the_room_the_record_has() {
 fn the_blank_record_is_its_size_and_magic_and_never_a_message() {
     let blank = record::write_blank(0x0012_3456);
     assert_eq!(blank[..], hex::bytes("00123456 cbd43194"));
-    assert_eq!(
-        RecordView::size_of(&blank),
-        Err(RecordError::Magic(0xCBD4_3194))
-    );
+    assert_eq!(RecordView::size_of(&blank), Err(RecordError::Magic(0xCBD4_3194)));
     assert!(RecordView::parse(&blank).is_err());
 }
 
@@ -463,11 +410,7 @@ fn the_tag_and_its_hash_are_what_rocketmq_puts_into_the_consume_queue() {
     let tagged = Fields::default().write();
     let view = RecordView::parse(&tagged).unwrap();
     assert_eq!((view.tag(), view.tag_hash()), (Some("TagA"), 2_598_919));
-    let untagged = Fields {
-        properties: vec![],
-        ..Fields::default()
-    }
-    .write();
+    let untagged = Fields { properties: vec![], ..Fields::default() }.write();
     let view = RecordView::parse(&untagged).unwrap();
     assert_eq!((view.tag(), view.tag_hash()), (None, 0));
 }

@@ -86,11 +86,7 @@ impl RecordDraft<'_> {
         let born_v6 = self.born_host.is_ipv6();
         let mut flags = self.sys_flag & !(sys_flag::BORN_HOST_V6 | sys_flag::STORE_HOST_V6);
         flags |= if born_v6 { sys_flag::BORN_HOST_V6 } else { 0 };
-        flags |= if self.store_host_v6 {
-            sys_flag::STORE_HOST_V6
-        } else {
-            0
-        };
+        flags |= if self.store_host_v6 { sys_flag::STORE_HOST_V6 } else { 0 };
         let hosts_bytes = host_bytes(born_v6) + host_bytes(self.store_host_v6);
         let size = RECORD_BYTES_MIN - 16
             + hosts_bytes
@@ -127,10 +123,7 @@ impl RecordDraft<'_> {
 
     fn all_properties(&self) -> impl Iterator<Item = (&str, &str)> {
         let known = [(property::TAGS, self.tag), (property::KEYS, self.keys)];
-        known
-            .into_iter()
-            .filter(|(_, v)| !v.is_empty())
-            .chain(self.properties.iter().copied())
+        known.into_iter().filter(|(_, v)| !v.is_empty()).chain(self.properties.iter().copied())
     }
 
     /// Checks every limit and returns the size of the property block.

@@ -36,10 +36,7 @@ impl<'a> Properties<'a> {
 
     /// The value of this property. Where it occurs more than once the last counts, as in RocketMQ.
     pub fn get(&self, name: &str) -> Option<&'a str> {
-        self.clone()
-            .filter(|(n, _)| *n == name)
-            .last()
-            .map(|(_, value)| value)
+        self.clone().filter(|(n, _)| *n == name).last().map(|(_, value)| value)
     }
 }
 
@@ -48,11 +45,7 @@ impl<'a> Iterator for Properties<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.rest.is_empty() {
-            let end = self
-                .rest
-                .iter()
-                .position(|&b| b == VALUE_END)
-                .unwrap_or(self.rest.len());
+            let end = self.rest.iter().position(|&b| b == VALUE_END).unwrap_or(self.rest.len());
             let (pair, rest) = self.rest.split_at(end);
             self.rest = rest.get(1..).unwrap_or_default();
             let Some(split) = pair.iter().position(|&b| b == NAME_END) else {

@@ -38,11 +38,7 @@ pub fn seal(record: &mut [u8], placement: &Placement) {
     let host = timestamp + 8;
     put(record, at::OFFSET, &placement.offset.to_be_bytes());
     put(record, at::POSITION, &placement.position.to_be_bytes());
-    put(
-        record,
-        timestamp,
-        &placement.store_timestamp_ms.to_be_bytes(),
-    );
+    put(record, timestamp, &placement.store_timestamp_ms.to_be_bytes());
 
     let port = u32::from(placement.store_host.port()).to_be_bytes();
     if flags & sys_flag::STORE_HOST_V6 != 0 {

@@ -85,10 +85,7 @@ impl<'a> RecordView<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<RecordView<'a>, RecordError> {
         let size = Self::size_of(bytes)?;
         let Some(bytes) = bytes.get(..size) else {
-            return Err(RecordError::Short {
-                have: bytes.len(),
-                need: size,
-            });
+            return Err(RecordError::Short { have: bytes.len(), need: size });
         };
         let flags = be_u32(bytes, at::SYS_FLAG);
         let timestamp_at = at::BORN_HOST + host_bytes(flags & sys_flag::BORN_HOST_V6 != 0);
@@ -96,19 +93,13 @@ impl<'a> RecordView<'a> {
         let body_at = timestamp_at + 8 + store_host_bytes + 16;
 
         let broken = || RecordError::Lengths(size);
-        let mut rest = Cursor {
-            bytes,
-            at: body_at - 4,
-        };
+        let mut rest = Cursor { bytes, at: body_at - 4 };
         let body_bytes = rest.u32().ok_or_else(broken)? as usize;
         check_length("body", body_bytes, BODY_BYTES_MAX)?;
         rest.take(body_bytes).ok_or_else(broken)?;
         let (topic_bytes, topic_bytes_max) = match be_u32(bytes, at::MAGIC) {
             MAGIC_V2 => (rest.u16().ok_or_else(broken)? as usize, i16::MAX as usize),
-            _ => (
-                rest.take(1).ok_or_else(broken)?[0] as usize,
-                TOPIC_BYTES_MAX,
-            ),
+            _ => (rest.take(1).ok_or_else(broken)?[0] as usize, TOPIC_BYTES_MAX),
         };
         check_length("topic", topic_bytes, topic_bytes_max)?;
         let topic = rest.take(topic_bytes).ok_or_else(broken)?;
@@ -119,23 +110,13 @@ impl<'a> RecordView<'a> {
             return Err(broken());
         }
         let topic = str::from_utf8(topic).map_err(|_| RecordError::Topic)?;
-        Ok(RecordView {
-            bytes,
-            topic,
-            timestamp_at,
-            body_at,
-            body_bytes,
-            properties_at,
-        })
+        Ok(RecordView { bytes, topic, timestamp_at, body_at, body_bytes, properties_at })
     }
 
     /// The total size of the record that begins here, from its first eight bytes.
     pub fn size_of(bytes: &[u8]) -> Result<usize, RecordError> {
         if bytes.len() < 8 {
-            return Err(RecordError::Short {
-                have: bytes.len(),
-                need: RECORD_BYTES_MIN,
-            });
+            return Err(RecordError::Short { have: bytes.len(), need: RECORD_BYTES_MIN });
         }
         let magic = be_u32(bytes, at::MAGIC);
         if magic != MAGIC_V1 && magic != MAGIC_V2 {
@@ -230,13 +211,13 @@ impl<'a> RecordView<'a> {
 
     /// Its properties, without the whole-record checksum.
     pub fn properties(&self) -> Properties<'a> {
-        let end = self.size()
-            - if self.has_checksum() {
-                CHECKSUM_PROPERTY_BYTES
-            } else {
-                0
-            };
-        Properties::new(&self.bytes[self.properties_at..end])
+        Properties::new(&self.bytes[self.properties_range()])
+    }
+
+    /// Where in [`bytes`](Self::bytes) the properties are, without the whole-record checksum.
+    pub fn properties_range(&self) -> std::ops::Range<usize> {
+        let checksum_bytes = if self.has_checksum() { CHECKSUM_PROPERTY_BYTES } else { 0 };
+        self.properties_at..self.size() - checksum_bytes
     }
 
     /// The tag to filter by.
@@ -325,11 +306,7 @@ impl<'a> Cursor<'a> {
 
 /// The lengths are signed in RocketMQ: one over its limit would be negative there.
 fn check_length(part: &'static str, bytes: usize, max: usize) -> Result<(), RecordError> {
-    if bytes > max {
-        Err(RecordError::TooLarge { part, bytes, max })
-    } else {
-        Ok(())
-    }
+    if bytes > max { Err(RecordError::TooLarge { part, bytes, max }) } else { Ok(()) }
 }
 
 fn be_u32(bytes: &[u8], at: usize) -> u32 {
