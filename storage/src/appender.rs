@@ -67,11 +67,7 @@ impl Appender {
         let newest_ms = newest.newest_ms();
         let segment = SegmentTail::new(newest, config.append_path);
         Appender {
-            tail: Mutex::new(Tail {
-                segment,
-                newest_ms,
-                closed: None,
-            }),
+            tail: Mutex::new(Tail { segment, newest_ms, closed: None }),
             log,
             supply,
             marks,
@@ -92,10 +88,7 @@ impl Appender {
         let largest = u64::from(run.sizes.iter().copied().max().unwrap_or(0));
         if largest > self.record_bytes_max {
             let max = self.record_bytes_max;
-            return Err(AppendError::RecordTooLarge {
-                bytes: largest,
-                max,
-            });
+            return Err(AppendError::RecordTooLarge { bytes: largest, max });
         }
         let mut tail = self.tail.lock();
         if let Some(error) = &tail.closed {
@@ -109,9 +102,7 @@ impl Appender {
 
         let written = self.write(&mut tail, queue, run);
         let extents = written.map_err(|error| {
-            let error = self
-                .marks
-                .poison(format!("writing the log failed: {error}"));
+            let error = self.marks.poison(format!("writing the log failed: {error}"));
             tail.closed = Some(error.clone());
             error
         })?;
@@ -153,12 +144,7 @@ impl Appender {
                 self.seal_all(now, &sizes[..records], offset, position, tail.newest_ms);
                 tail.segment.put(now)?;
                 let end = position + fitting as u64;
-                extents.push(Extent {
-                    records: records as u32,
-                    offset,
-                    position,
-                    end,
-                });
+                extents.push(Extent { records: records as u32, offset, position, end });
                 offset += records as u64;
                 (sizes, bytes) = (&sizes[records..], later);
             }
@@ -250,9 +236,7 @@ fn rolls_needed(mut room: u64, mut sizes: &[u32], segment_bytes: u64) -> usize {
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as i64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 #[cfg(test)]

@@ -7,10 +7,21 @@
 //! ```
 //!
 //! Big-endian. Writing goes to the slots in turn, so that a torn write leaves the one before.
+//!
+//! ```text
+//!  flush mark, at 8192
+//!  0          8       12
+//!  | position | CRC-32 |
+//! ```
+//!
+//! The mark follows every sync of the log and is not synced itself: it outlives the process, and a
+//! power cut leaves an older one. It never says more than was durable when it was written.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+use longwire_proto::record::crc32;
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::{FileError, OpenError};
@@ -18,6 +29,8 @@ use crate::error::{FileError, OpenError};
 const MAGIC: u64 = u64::from_be_bytes(*b"LWCHKPT\0");
 const VERSION: u32 = 1;
 const SLOT_BYTES: u64 = 4096;
+const MARK_AT: u64 = 2 * SLOT_BYTES;
+const MARK_BYTES: usize = 12;
 const CRC_AT: usize = 48;
 const USED_BYTES: usize = CRC_AT + 4;
 
@@ -26,7 +39,7 @@ const USED_BYTES: usize = CRC_AT + 4;
 pub(crate) struct Checkpoint {
     /// The store was closed; the log ends at `durable`.
     pub(crate) clean: bool,
-    /// Everything below survives power loss.
+    /// Everything below survives power loss. A boundary between records: a scan can begin here.
     pub(crate) durable: u64,
     /// The consume queues on disk have every record below.
     pub(crate) dispatched: u64,
@@ -43,53 +56,75 @@ pub(crate) struct CheckpointFile {
 
 impl CheckpointFile {
     /// Opens the file and reads the newest checkpoint in it: `None` if there is none, or none whole.
+    /// The number is the last position known to be durable, by the checkpoint or the flush mark.
     pub(crate) fn open(
         disk: &dyn Disk,
         path: &Path,
-    ) -> Result<(CheckpointFile, Option<Checkpoint>), OpenError> {
-        let file = disk
-            .open_or_create(path)
-            .map_err(FileError::on("open", path))?;
+    ) -> Result<(CheckpointFile, Option<Checkpoint>, u64), OpenError> {
+        let file = disk.open_or_create(path).map_err(FileError::on("open", path))?;
         let mut newest: Option<(u64, Checkpoint)> = None;
         for slot in 0..2 {
-            let mut bytes = [0; USED_BYTES];
-            let read = file
-                .read_at(&mut bytes, slot * SLOT_BYTES)
-                .map_err(FileError::on("read", path))?;
-            if read < USED_BYTES {
-                continue;
-            }
+            let bytes = read(&*file, slot * SLOT_BYTES).map_err(FileError::on("read", path))?;
             let Some((version, sequence, checkpoint)) = decode(&bytes) else {
                 continue;
             };
             if version > VERSION {
                 let what = format!("has format version {version}; this is version {VERSION}");
-                return Err(OpenError::Version {
-                    path: path.to_owned(),
-                    what,
-                });
+                return Err(OpenError::Version { path: path.to_owned(), what });
             }
             if newest.is_none_or(|(known, _)| sequence > known) {
                 newest = Some((sequence, checkpoint));
             }
         }
-        let sequence = newest.map_or(0, |(sequence, _)| sequence);
-        Ok((
-            CheckpointFile { file, sequence },
-            newest.map(|(_, checkpoint)| checkpoint),
-        ))
+        let mark = read(&*file, MARK_AT).map_err(FileError::on("read", path))?;
+        let (sequence, checkpoint) = newest.unzip();
+        let durable = checkpoint.map_or(0, |checkpoint| checkpoint.durable);
+        let flushed = decode_mark(&mark).map_or(durable, |mark| mark.max(durable));
+        Ok((CheckpointFile { file, sequence: sequence.unwrap_or(0) }, checkpoint, flushed))
+    }
+
+    /// The place for marks of flushes.
+    pub(crate) fn flush_mark(&self) -> FlushMark {
+        FlushMark(self.file.clone())
     }
 
     /// Writes a checkpoint and makes it durable.
     pub(crate) fn write(&mut self, checkpoint: Checkpoint) -> io::Result<()> {
         let sequence = self.sequence + 1;
         let slot = (sequence % 2) * SLOT_BYTES;
-        self.file
-            .write_all_at(&encode(sequence, checkpoint), slot)?;
+        self.file.write_all_at(&encode(sequence, checkpoint), slot)?;
         self.file.sync()?;
         self.sequence = sequence;
         Ok(())
     }
+}
+
+/// Where the flusher notes how far the log is durable.
+#[derive(Debug)]
+pub(crate) struct FlushMark(Arc<dyn DiskFile>);
+
+impl FlushMark {
+    /// Notes that the log is durable up to a position, where it is so already.
+    pub(crate) fn write(&self, position: u64) -> io::Result<()> {
+        let mut bytes = [0; MARK_BYTES];
+        bytes[..8].copy_from_slice(&position.to_be_bytes());
+        let crc = crc32(&bytes[..8]);
+        bytes[8..].copy_from_slice(&crc.to_be_bytes());
+        self.0.write_all_at(&bytes, MARK_AT)
+    }
+}
+
+fn decode_mark(bytes: &[u8; MARK_BYTES]) -> Option<u64> {
+    let (position, crc) = bytes.split_at(8);
+    let position = position.try_into().map(u64::from_be_bytes).ok()?;
+    (crc == crc32(&bytes[..8]).to_be_bytes()).then_some(position)
+}
+
+/// Bytes of the file; zeros where it is shorter, which decode as nothing.
+fn read<const N: usize>(file: &dyn DiskFile, at: u64) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    file.read_at(&mut bytes, at)?;
+    Ok(bytes)
 }
 
 fn encode(sequence: u64, checkpoint: Checkpoint) -> [u8; USED_BYTES] {
@@ -101,7 +136,7 @@ fn encode(sequence: u64, checkpoint: Checkpoint) -> [u8; USED_BYTES] {
     bytes[24..32].copy_from_slice(&checkpoint.durable.to_be_bytes());
     bytes[32..40].copy_from_slice(&checkpoint.dispatched.to_be_bytes());
     bytes[40..48].copy_from_slice(&checkpoint.newest_ms.to_be_bytes());
-    let crc = longwire_proto::record::crc32(&bytes[..CRC_AT]);
+    let crc = crc32(&bytes[..CRC_AT]);
     bytes[CRC_AT..].copy_from_slice(&crc.to_be_bytes());
     bytes
 }
@@ -109,7 +144,7 @@ fn encode(sequence: u64, checkpoint: Checkpoint) -> [u8; USED_BYTES] {
 fn decode(bytes: &[u8; USED_BYTES]) -> Option<(u32, u64, Checkpoint)> {
     let u32_at = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
     let u64_at = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let crc = longwire_proto::record::crc32(&bytes[..CRC_AT]);
+    let crc = crc32(&bytes[..CRC_AT]);
     let whole = u64_at(0) == MAGIC && u32_at(CRC_AT) == crc;
     let checkpoint = Checkpoint {
         clean: u32_at(12) == 1,
@@ -129,37 +164,35 @@ mod tests {
     fn a_damaged_slot_leaves_the_checkpoint_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint");
-        let (mut file, none) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        let (mut file, none, _) = CheckpointFile::open(&RealDisk, &path).unwrap();
         assert_eq!(none, None);
-        let older = Checkpoint {
-            clean: false,
-            durable: 10,
-            dispatched: 5,
-            newest_ms: 1,
-        };
-        let newer = Checkpoint {
-            clean: true,
-            durable: 20,
-            dispatched: 20,
-            newest_ms: 2,
-        };
+        let older = Checkpoint { clean: false, durable: 10, dispatched: 5, newest_ms: 1 };
+        let newer = Checkpoint { clean: true, durable: 20, dispatched: 20, newest_ms: 2 };
         file.write(older).unwrap();
         file.write(newer).unwrap();
-        assert_eq!(
-            CheckpointFile::open(&RealDisk, &path).unwrap().1,
-            Some(newer)
-        );
+        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().1, Some(newer));
 
         for bit in 0..USED_BYTES * 8 {
             let mut bytes = std::fs::read(&path).unwrap();
             bytes[bit / 8] ^= 1 << (bit % 8); // slot 0 holds sequence 2, the newer
             let damaged = dir.path().join("damaged");
             std::fs::write(&damaged, bytes).unwrap();
-            assert_eq!(
-                CheckpointFile::open(&RealDisk, &damaged).unwrap().1,
-                Some(older)
-            );
+            assert_eq!(CheckpointFile::open(&RealDisk, &damaged).unwrap().1, Some(older));
         }
+    }
+
+    #[test]
+    fn the_flush_mark_counts_only_if_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let (mut file, ..) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        file.write(Checkpoint { durable: 10, ..Checkpoint::default() }).unwrap();
+        file.flush_mark().write(25).unwrap();
+        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().2, 25);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[8192 + 7] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().2, 10);
     }
 
     #[test]
@@ -168,13 +201,10 @@ mod tests {
         let path = dir.path().join("checkpoint");
         let mut bytes = encode(1, Checkpoint::default());
         bytes[11] = 9;
-        let crc = longwire_proto::record::crc32(&bytes[..CRC_AT]);
+        let crc = crc32(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_be_bytes());
         std::fs::write(&path, bytes).unwrap();
         let refused = CheckpointFile::open(&RealDisk, &path).unwrap_err();
-        assert!(
-            refused.to_string().contains("format version 9"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("format version 9"), "{refused}");
     }
 }

@@ -22,11 +22,7 @@ impl CommitLog {
     /// If there is no segment; a log always has one.
     pub(crate) fn new(dir: PathBuf, segments: Vec<Arc<Segment>>) -> CommitLog {
         assert!(!segments.is_empty(), "a log has a segment");
-        CommitLog {
-            dir,
-            segments: ArcSwap::from_pointee(segments),
-            changing: Mutex::new(()),
-        }
+        CommitLog { dir, segments: ArcSwap::from_pointee(segments), changing: Mutex::new(()) }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -52,11 +48,7 @@ impl CommitLog {
     pub(crate) fn push(&self, segment: Arc<Segment>) {
         let _changing = self.changing.lock();
         let mut segments = Vec::clone(&self.segments.load());
-        assert_eq!(
-            segments.last().map(|s| s.end()),
-            Some(segment.base()),
-            "segments adjoin"
-        );
+        assert_eq!(segments.last().map(|s| s.end()), Some(segment.base()), "segments adjoin");
         segments.push(segment);
         self.segments.store(Arc::new(segments));
     }
@@ -77,7 +69,5 @@ impl CommitLog {
 /// The segment with this position among some in order.
 pub(crate) fn find(segments: &[Arc<Segment>], position: u64) -> Option<&Arc<Segment>> {
     let after = segments.partition_point(|segment| segment.base() <= position);
-    segments[..after]
-        .last()
-        .filter(|segment| position < segment.end())
+    segments[..after].last().filter(|segment| position < segment.end())
 }

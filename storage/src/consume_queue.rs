@@ -17,6 +17,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::queue_files::QueueFiles;
+use crate::segment_supply::is_full;
 
 /// Bytes of one entry.
 pub(crate) const ENTRY_BYTES: u64 = 20;
@@ -48,11 +49,7 @@ impl Entry {
     fn decode(bytes: &[u8; ENTRY_BYTES as usize]) -> Entry {
         let field = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
         let size = u32::from_be_bytes(std::array::from_fn(|i| bytes[8 + i]));
-        Entry {
-            position: field(0),
-            size,
-            tag_hash: field(12) as i64,
-        }
+        Entry { position: field(0), size, tag_hash: field(12) as i64 }
     }
 }
 
@@ -82,9 +79,15 @@ struct State {
     first: u64,
     stored: u64,
     tail: Vec<Entry>,
+    /// Where in the log the newest record ends; spares a look into the files.
+    newest_end: u64,
 }
 
 impl State {
+    fn stored(first: u64, stored: u64, newest_end: u64) -> State {
+        State { first, stored, tail: Vec::new(), newest_end }
+    }
+
     fn end(&self) -> u64 {
         self.stored + self.tail.len() as u64
     }
@@ -93,16 +96,8 @@ impl State {
 impl ConsumeQueue {
     /// An index without entries.
     pub(crate) fn empty(files: Arc<QueueFiles>, queue: u32) -> ConsumeQueue {
-        let state = State {
-            first: 0,
-            stored: 0,
-            tail: Vec::new(),
-        };
-        ConsumeQueue {
-            files,
-            queue,
-            state: Mutex::new(state),
-        }
+        let state = State::stored(0, 0, 0);
+        ConsumeQueue { files, queue, state: Mutex::new(state) }
     }
 
     /// The index as the files have it, cut to the entries of records at these positions. Entries
@@ -114,27 +109,16 @@ impl ConsumeQueue {
         positions: Range<u64>,
     ) -> io::Result<ConsumeQueue> {
         let (base, end) = files.extent(queue)?;
-        let state = State {
-            first: base,
-            stored: end,
-            tail: Vec::new(),
-        };
-        let index = ConsumeQueue {
-            files,
-            queue,
-            state: Mutex::new(state),
-        };
+        let state = State::stored(base, end, 0);
+        let index = ConsumeQueue { files, queue, state: Mutex::new(state) };
         let written = |entry: &Entry| entry.size > 0;
         let kept = index.search(base..end, |e| !written(e) || e.position < positions.end)?;
         let first = index.search(base..kept, |e| !written(e))?;
         let stale = first < kept && index.entry(first)?.position < positions.start;
         let (first, kept) = if stale { (0, 0) } else { (first, kept) };
         index.files.truncate(queue, kept)?;
-        *index.state.lock() = State {
-            first,
-            stored: kept,
-            tail: Vec::new(),
-        };
+        let newest_end = if first < kept { index.entry(kept - 1)?.end() } else { 0 };
+        *index.state.lock() = State::stored(first, kept, newest_end);
         Ok(index)
     }
 
@@ -148,13 +132,36 @@ impl ConsumeQueue {
         self.state.lock().end()
     }
 
+    /// One past the offset of the last entry in the files.
+    pub(crate) fn stored_end(&self) -> u64 {
+        self.state.lock().stored
+    }
+
+    /// The newest entry, if there is one.
+    pub(crate) fn last(&self) -> io::Result<Option<Entry>> {
+        let (first, end) = {
+            let state = self.state.lock();
+            (state.first, state.end())
+        };
+        if first < end { self.entry(end - 1).map(Some) } else { Ok(None) }
+    }
+
+    /// Lets an index without entries go on at an offset.
+    pub(crate) fn go_on_at(&self, offset: u64) {
+        let mut state = self.state.lock();
+        if state.first == state.end() && state.end() < offset {
+            (state.first, state.stored) = (offset, offset);
+        }
+    }
+
     /// Adds the entry of a record. One that is there already is not added again; where some are
-    /// missing, which only lost files can cause, a gap stays.
-    pub(crate) fn push(&self, offset: u64, entry: Entry) -> io::Result<()> {
+    /// missing, which only lost files can cause, a gap stays. `true` if there are enough entries in
+    /// memory for [`store_page`](Self::store_page).
+    pub(crate) fn push(&self, offset: u64, entry: Entry) -> io::Result<bool> {
         let mut state = self.state.lock();
         let end = state.end();
         if offset < end {
-            return Ok(());
+            return Ok(false);
         }
         if offset > end {
             self.store_tail(&mut state)?;
@@ -167,10 +174,20 @@ impl ConsumeQueue {
             state.tail.reserve(8);
         }
         state.tail.push(entry);
-        if state.tail.len() >= TAIL_ENTRIES_MAX {
-            self.store_tail(&mut state)
-        } else {
-            Ok(())
+        state.newest_end = entry.end();
+        Ok(state.tail.len().is_multiple_of(TAIL_ENTRIES_MAX))
+    }
+
+    /// Writes the entries that have gathered in memory.
+    pub(crate) fn store_page(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.tail.len() < TAIL_ENTRIES_MAX {
+            return Ok(());
+        }
+        match self.store_tail(&mut state) {
+            // They stay in memory until there is space; the log bounds how many.
+            Err(error) if is_full(&error) => Ok(()),
+            result => result,
         }
     }
 
@@ -188,11 +205,7 @@ impl ConsumeQueue {
             let (now, later) = tail.split_at(tail.len().min(room as usize));
             bytes.clear();
             now.iter().for_each(|entry| entry.encode(&mut bytes));
-            match self.files.write(self.queue, at, &bytes) {
-                // The entries stay in memory until there is space; the log bounds how many.
-                Err(error) if crate::segment_supply::is_full(&error) => return Ok(()),
-                result => result?,
-            }
+            self.files.write(self.queue, at, &bytes)?;
             at += now.len() as u64;
             tail = later;
         }
@@ -231,9 +244,7 @@ impl ConsumeQueue {
     fn entry(&self, offset: u64) -> io::Result<Entry> {
         let mut out = Vec::with_capacity(1);
         self.read(offset, 1, IndexRead::MayBlock, &mut out)?;
-        out.first()
-            .copied()
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        out.first().copied().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     /// The first offset of a range for whose entry `before` does not hold. May wait for a disk.
@@ -259,15 +270,15 @@ impl ConsumeQueue {
     pub(crate) fn end_below(&self, position: u64) -> io::Result<u64> {
         let (first, stored) = {
             let state = self.state.lock();
+            if state.newest_end <= position {
+                return Ok(state.end());
+            }
             let below = state.tail.iter().rposition(|entry| entry.end() <= position);
             match below {
                 Some(index) => return Ok(state.stored + index as u64 + 1),
                 None => (state.first, state.stored),
             }
         };
-        if stored > first && self.entry(stored - 1)?.end() <= position {
-            return Ok(stored);
-        }
         self.search(first..stored, |entry| entry.end() <= position)
     }
 
@@ -277,9 +288,8 @@ impl ConsumeQueue {
             let state = self.state.lock();
             (state.first, state.end())
         };
-        let kept = self.search(first..end, |entry| {
-            entry.size == 0 || entry.position < first_position
-        })?;
+        let kept =
+            self.search(first..end, |entry| entry.size == 0 || entry.position < first_position)?;
         if kept > first {
             self.state.lock().first = kept;
             self.files.remove_below(self.queue, kept)?;

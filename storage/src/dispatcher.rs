@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use longwire_proto::record::{MAGIC_BLANK, RecordView};
-use parking_lot::{Mutex, RwLock};
+use longwire_proto::record::{RecordView, write_blank};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
@@ -14,21 +14,32 @@ use crate::queue::{Queue, Topic};
 use crate::segment::Segment;
 use crate::topics::Topics;
 use crate::views::Views;
-use crate::views::system_topic::SystemRecord;
+use crate::views::system_topic::{self, SystemRecord};
 
 /// Records dispatched between two looks at who can be woken.
 const PASS_BYTES_MAX: u64 = 1 << 20;
 
+/// Most bytes that the thread which appended them dispatches itself. It saves two changes of thread
+/// on the way to a waiting consumer, which over loopback are half of that way; longer runs would keep
+/// that thread from its next request for longer than they save.
+const INLINE_BYTES_MAX: u64 = 64 << 10;
+
+/// The builder of views: whoever holds `pass` is it, one at a time.
+///
+/// That is the dispatcher's thread, or the thread that has just appended, where nothing has to be
+/// done that could wait for a disk.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     pub(crate) log: Arc<CommitLog>,
     pub(crate) marks: Arc<Marks>,
     pub(crate) topics: Arc<Topics>,
     pub(crate) views: Arc<RwLock<Views>>,
-    /// Queues with records that become visible when the log is durable up to a position.
-    pub(crate) unflushed: Mutex<VecDeque<(u64, Arc<Queue>)>>,
     /// Queues whose index has changed since the last checkpoint.
     pub(crate) unsynced: Mutex<Vec<Arc<Queue>>>,
+    /// Queues with records that become visible when the log is durable up to a position.
+    unflushed: Mutex<VecDeque<(u64, Arc<Queue>)>>,
+    pass: Mutex<Pass>,
+    call: Call,
 }
 
 /// What one pass remembers.
@@ -38,33 +49,119 @@ struct Pass {
     /// The topic of the last record; the next one is often of the same.
     topic: Option<Arc<Topic>>,
     touched: Vec<Arc<Queue>>,
+    /// Queues with enough entries in memory to be written.
+    full: Vec<Arc<Queue>>,
+}
+
+/// Where a pass runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On a thread that may wait for a disk.
+    Thread,
+    /// On the thread that appended.
+    Inline,
+}
+
+/// Calls the dispatcher's thread.
+#[derive(Debug, Default)]
+struct Call {
+    /// (called, stopped)
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Call {
+    fn raise(&self) {
+        self.state.lock().0 = true;
+        self.changed.notify_one();
+    }
+
+    fn stop(&self) {
+        self.state.lock().1 = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for a call; `false` once stopped.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        while *state == (false, false) {
+            self.changed.wait(&mut state);
+        }
+        state.0 = false;
+        !state.1
+    }
 }
 
 impl Dispatcher {
-    /// The thread's loop, until the store is closed or has failed.
+    pub(crate) fn new(
+        log: Arc<CommitLog>,
+        marks: Arc<Marks>,
+        topics: Topics,
+        views: Views,
+    ) -> Dispatcher {
+        Dispatcher {
+            log,
+            marks,
+            topics: Arc::new(topics),
+            views: Arc::new(RwLock::new(views)),
+            unsynced: Mutex::default(),
+            unflushed: Mutex::default(),
+            pass: Mutex::default(),
+            call: Call::default(),
+        }
+    }
+
+    /// The thread's loop, until [`stop`](Self::stop) or the store has failed.
     pub(crate) fn run(&self) {
-        let mut pass = Pass::default();
-        loop {
-            let from = self.marks.dispatched.get();
-            if self.marks.written.wait(from + 1).is_err() {
-                return;
-            }
-            let to = self.marks.written.get();
-            if let Err(error) = self.pass(&mut pass, from, to) {
-                self.marks
-                    .poison(format!("building the views failed: {error}"));
+        while self.call.wait() {
+            if let Err(error) = self.catch_up(self.marks.written.get()) {
+                self.marks.poison(format!("building the views failed: {error}"));
                 return;
             }
         }
     }
 
-    /// Dispatches everything up to a position, for a store that is being opened.
+    pub(crate) fn stop(&self) {
+        self.call.stop();
+    }
+
+    /// Dispatches everything up to a position. May wait for a disk.
     pub(crate) fn catch_up(&self, to: u64) -> io::Result<()> {
-        let mut pass = Pass::default();
+        let mut pass = self.pass.lock();
         while self.marks.dispatched.get() < to {
-            self.pass(&mut pass, self.marks.dispatched.get(), to)?;
+            self.pass(&mut pass, to, Place::Thread)?;
         }
-        Ok(())
+        pass.full.drain(..).try_for_each(|queue| queue.index.store_page())
+    }
+
+    /// Sees to it that what has been appended is dispatched: now where that is short, else soon.
+    pub(crate) fn appended(&self) {
+        if !self.dispatch_inline() {
+            self.call.raise();
+        }
+    }
+
+    /// `false` if something is left for the thread. Whoever appends while another dispatches does not
+    /// get the lock and calls the thread, so nothing is left undone.
+    fn dispatch_inline(&self) -> bool {
+        let Some(mut pass) = self.pass.try_lock() else {
+            return false;
+        };
+        let to = self.marks.written.get();
+        if to.saturating_sub(self.marks.dispatched.get()) > INLINE_BYTES_MAX {
+            return false;
+        }
+        while self.marks.dispatched.get() < to {
+            match self.pass(&mut pass, to, Place::Inline) {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => {
+                    self.marks.poison(format!("building the views failed: {error}"));
+                    return true;
+                }
+            }
+        }
+        pass.full.is_empty()
     }
 
     /// Folds the records of the system topics from a position on into the views, before any topic is
@@ -77,16 +174,23 @@ impl Dispatcher {
                 if let Some(system) = SystemRecord::read(record) {
                     views.fold(system, record.position(), end_of(record));
                 }
-                Ok(())
+                Ok(true)
             })?;
         }
         views.folded = views.folded.max(to);
         Ok(())
     }
 
-    fn pass(&self, pass: &mut Pass, from: u64, to: u64) -> io::Result<()> {
+    /// Dispatches the next records; `false` where it met one that is not for this place.
+    fn pass(&self, pass: &mut Pass, to: u64, place: Place) -> io::Result<bool> {
         pass.number += 1;
-        let to = self.walk(from, to, |record| self.dispatch(pass, record))?;
+        let from = self.marks.dispatched.get();
+        let mut all = true;
+        let to = self.walk(from, to, |record| {
+            // Topics come and go with files.
+            all = place == Place::Thread || record.topic() != system_topic::TOPICS;
+            if all { self.dispatch(pass, record).map(|()| true) } else { Ok(false) }
+        })?;
         self.marks.dispatched.advance(to);
         {
             let mut unflushed = self.unflushed.lock();
@@ -99,7 +203,7 @@ impl Dispatcher {
             }
         }
         self.flushed();
-        Ok(())
+        Ok(all)
     }
 
     /// Wakes those who wait for records that have become durable.
@@ -115,35 +219,23 @@ impl Dispatcher {
 
     fn dispatch(&self, pass: &mut Pass, record: &RecordView<'_>) -> io::Result<()> {
         if let Some(system) = SystemRecord::read(record) {
-            let effect = self
-                .views
-                .write()
-                .fold(system, record.position(), end_of(record));
+            let effect = self.views.write().fold(system, record.position(), end_of(record));
             self.topics.apply(effect)?;
             pass.topic = None;
         }
-        if pass
-            .topic
-            .as_ref()
-            .is_none_or(|topic| **topic.name() != *record.topic())
-        {
+        if pass.topic.as_ref().is_none_or(|topic| **topic.name() != *record.topic()) {
             pass.topic = self.topics.get(record.topic());
         }
         // Records of topics that are gone have no queue any more.
-        let topic = pass
-            .topic
-            .as_ref()
-            .filter(|t| t.created_position() <= record.position());
+        let topic = pass.topic.as_ref().filter(|t| t.created_position() <= record.position());
         let Some(queue) = topic.and_then(|topic| topic.queue(record.queue())) else {
             return Ok(());
         };
         let (position, size) = (record.position(), record.size() as u32);
-        let entry = Entry {
-            position,
-            size,
-            tag_hash: record.tag_hash().into(),
-        };
-        queue.index.push(record.offset(), entry)?;
+        let entry = Entry { position, size, tag_hash: record.tag_hash().into() };
+        if queue.index.push(record.offset(), entry)? {
+            pass.full.push(queue.clone());
+        }
         if queue.mark_unsynced() {
             self.unsynced.lock().push(queue.clone());
         }
@@ -154,37 +246,37 @@ impl Dispatcher {
     }
 
     /// Calls `each` for the records from a position on, within one segment and about
-    /// [`PASS_BYTES_MAX`]; returns where it got to.
+    /// [`PASS_BYTES_MAX`], until it says `false`; returns where it got to.
     fn walk(
         &self,
         from: u64,
         to: u64,
-        mut each: impl FnMut(&RecordView<'_>) -> io::Result<()>,
+        mut each: impl FnMut(&RecordView<'_>) -> io::Result<bool>,
     ) -> io::Result<u64> {
         let segments = self.log.segments();
         let segment = find(&segments, from).ok_or_else(|| unreadable(from, "no such segment"))?;
         let end = segment.filled_end().min(to);
-        let bytes = segment
-            .slice(from, end)
-            .ok_or_else(|| unreadable(from, "not written"))?;
+        let bytes = segment.slice(from, end).ok_or_else(|| unreadable(from, "not written"))?;
         let mut at = 0;
         while at < bytes.len() && at < PASS_BYTES_MAX as usize {
             let position = from + at as u64;
-            if is_blank(&bytes[at..]) {
+            if is_blank(&bytes[at..], segment.end() - position) {
                 return Ok(segment.end());
             }
             let record = RecordView::parse(&bytes[at..])
                 .map_err(|error| unreadable(position, &error.to_string()))?;
-            each(&record)?;
+            if !each(&record)? {
+                break;
+            }
             at += record.size();
         }
         Ok(from + at as u64)
     }
 }
 
-/// Whether the rest of a segment is not used.
-pub(crate) fn is_blank(bytes: &[u8]) -> bool {
-    bytes.get(4..8) == Some(&MAGIC_BLANK.to_be_bytes())
+/// Whether `bytes` begin with the blank record that fills the `remaining` bytes of a segment.
+pub(crate) fn is_blank(bytes: &[u8], remaining: u64) -> bool {
+    u32::try_from(remaining).is_ok_and(|remaining| bytes.starts_with(&write_blank(remaining)))
 }
 
 /// The store timestamp of the first record of a segment; `None` if there is none.
@@ -198,8 +290,5 @@ fn end_of(record: &RecordView<'_>) -> u64 {
 }
 
 fn unreadable(position: u64, what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("position {position}: {what}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("position {position}: {what}"))
 }

@@ -23,11 +23,7 @@ impl FileError {
     /// For `map_err`: what was being done, and on what.
     pub(crate) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
         let path = path.to_owned();
-        move |source| FileError {
-            action,
-            path,
-            source,
-        }
+        move |source| FileError { action, path, source }
     }
 
     /// The operating system's error.
@@ -160,8 +156,7 @@ impl RunError {
     /// The stable code a client is told.
     pub fn code(&self) -> ErrorCode {
         match &self.reason {
-            RunFault::Record(RecordError::BodyChecksum) => ErrorCode::CorruptRecord,
-            RunFault::Record(RecordError::Size(_)) => ErrorCode::MessageTooLarge,
+            RunFault::Record(error) => error.code(),
             _ => ErrorCode::InvalidRecord,
         }
     }

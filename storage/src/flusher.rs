@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::FlushMark;
 use crate::commit_log::CommitLog;
 use crate::config::AppendPath;
 use crate::marks::Marks;
@@ -19,22 +20,22 @@ pub(crate) struct Flusher {
     pub(crate) marks: Arc<Marks>,
     pub(crate) append_path: AppendPath,
     pub(crate) flush_interval: Duration,
+    pub(crate) mark: FlushMark,
     pub(crate) syncs: AtomicU64,
 }
 
 impl Flusher {
-    /// The thread's loop, until the store is closed or has failed. `flushed` is called after each
-    /// sync.
-    pub(crate) fn run(&self, flushed: impl Fn()) {
+    /// The thread's loop, until the store is closed or has failed. `after` is called after each sync.
+    pub(crate) fn run(&self, after: impl Fn()) {
         while self.wait_for_work().is_ok() {
             let (durable, written) = (self.marks.durable.get(), self.marks.written.get());
-            if let Err(error) = self.sync(durable, written) {
-                self.marks
-                    .poison(format!("flushing the log failed: {error}"));
+            let flushed = self.sync(durable, written).and_then(|()| self.mark.write(written));
+            if let Err(error) = flushed {
+                self.marks.poison(format!("flushing the log failed: {error}"));
                 return;
             }
             self.marks.durable.advance(written);
-            flushed();
+            after();
         }
     }
 
@@ -44,10 +45,7 @@ impl Flusher {
         let next = self.marks.durable.get() + 1;
         self.marks.written.wait(next)?;
         let deadline = Instant::now() + self.flush_interval;
-        self.marks
-            .flush_wanted
-            .wait_until(next, Some(deadline))
-            .map(|_| ())
+        self.marks.flush_wanted.wait_until(next, Some(deadline)).map(|_| ())
     }
 
     /// Makes the log durable between two positions.

@@ -1,9 +1,11 @@
 //! Checkpoints and retention, on a thread of their own.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use longwire_proto::store::QueueOffset;
 use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile};
@@ -13,8 +15,9 @@ use crate::dispatcher::Dispatcher;
 use crate::marks::Marks;
 use crate::queue::Queue;
 use crate::retention::Retention;
+use crate::segment_supply::is_full;
 use crate::views::Views;
-use crate::views::database::ViewDatabase;
+use crate::views::database::{QueueEnd, ViewDatabase, io_error};
 use crate::views::system_topic::SystemRecord;
 
 /// From this many changed files on, one sync of the file system is cheaper than one of each.
@@ -44,18 +47,21 @@ impl Housekeeper {
             // Early only if much was appended. The wait fails when the store is closed.
             let deadline = retention_due.min(Instant::now() + self.checkpoint_interval);
             let dispatched = &self.marks.dispatched;
-            if dispatched
-                .wait_until(done + self.checkpoint_bytes, Some(deadline))
-                .is_err()
-            {
+            if dispatched.wait_until(done + self.checkpoint_bytes, Some(deadline)).is_err() {
                 return;
             }
             if dispatched.get() > done {
                 done = dispatched.get();
-                if let Err(error) = self.write_checkpoint(false) {
-                    self.marks
-                        .poison(format!("writing a checkpoint failed: {error}"));
-                    return;
+                match self.write_checkpoint(false) {
+                    Ok(()) => {}
+                    // The next start has more to read, that is all. The next turn tries again.
+                    Err(error) if is_full(&error) => {
+                        tracing::warn!(%error, "no space for a checkpoint");
+                    }
+                    Err(error) => {
+                        self.marks.poison(format!("writing a checkpoint failed: {error}"));
+                        return;
+                    }
                 }
             }
             if Instant::now() >= retention_due {
@@ -73,33 +79,25 @@ impl Housekeeper {
         let dispatched = self.marks.dispatched.get();
         self.flush(dispatched)?;
         let queues = std::mem::take(&mut *self.dispatcher.unsynced.lock());
-        self.sync_queues(&queues)?;
-        let ends: Vec<_> = queues
-            .iter()
-            .map(|q| ((q.topic().clone(), q.id()), q.index.end()))
-            .collect();
-        {
-            let mut views = self.views.write();
-            // A view on disk must never know of a record that a power cut takes back.
-            self.flush(views.folded)?;
-            let changes = std::mem::take(&mut views.changes);
-            let position = dispatched.max(views.folded);
-            self.database
-                .checkpoint(&views, &changes, position, &ends)
-                .map_err(|error| io::Error::other(error.to_string()))?;
+        if let Err(error) = self.write_views(dispatched, &queues) {
+            let again = queues.into_iter().filter(|queue| queue.mark_unsynced());
+            self.dispatcher.unsynced.lock().extend(again);
+            return Err(error);
         }
-        let newest_ms = self
-            .log
-            .segments()
-            .last()
-            .map_or(0, |newest| newest.newest_ms());
+        let newest_ms = self.log.segments().last().map_or(0, |newest| newest.newest_ms());
         let durable = self.marks.durable.get();
-        file.write(Checkpoint {
-            clean,
-            durable,
-            dispatched,
-            newest_ms,
-        })
+        file.write(Checkpoint { clean, durable, dispatched, newest_ms })
+    }
+
+    fn write_views(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<()> {
+        let ends = self.sync_queues(queues)?;
+        let (views, changes) = self.views.write().take_changes();
+        let position = dispatched.max(views.folded);
+        // A view on disk must never know of a record that a power cut takes back.
+        let written = self.flush(views.folded).and_then(|()| {
+            self.database.checkpoint(&views, &changes, position, &ends).map_err(io_error)
+        });
+        written.inspect_err(|_| self.views.write().changes.merge(changes))
     }
 
     fn flush(&self, position: u64) -> io::Result<()> {
@@ -107,16 +105,23 @@ impl Housekeeper {
         self.marks.durable.wait(position).map_err(io::Error::other)
     }
 
-    fn sync_queues(&self, queues: &[Arc<Queue>]) -> io::Result<()> {
+    /// Brings consume queues to disk; returns where each ends there.
+    fn sync_queues(&self, queues: &[Arc<Queue>]) -> io::Result<Vec<QueueEnd>> {
         let live = || queues.iter().filter(|queue| !queue.is_deleted());
-        live().try_for_each(|queue| queue.store_index())?;
-        let mut dirs: Vec<_> = live().map(|queue| queue.files().dir()).collect();
-        dirs.dedup();
+        let stored = live().map(|queue| {
+            queue.store_index()?;
+            Ok(((queue.topic().clone(), queue.id()), queue.index.stored_end()))
+        });
+        let ends = stored.collect::<io::Result<_>>()?;
         if queues.len() > SYNC_EACH_MAX {
-            return self.disk.sync_file_system(self.log.dir());
+            self.disk.sync_file_system(self.log.dir())?;
+        } else {
+            live().try_for_each(|queue| queue.sync_index())?;
+            let mut dirs: Vec<_> = live().map(|queue| queue.files().dir()).collect();
+            dirs.dedup();
+            dirs.into_iter().try_for_each(|dir| self.disk.sync_dir(dir))?;
         }
-        live().try_for_each(|queue| queue.sync_index())?;
-        dirs.into_iter().try_for_each(|dir| self.disk.sync_dir(dir))
+        Ok(ends)
     }
 
     /// Removes expired segments, one after another.
@@ -126,29 +131,37 @@ impl Housekeeper {
     ) -> Result<(), String> {
         let segments = self.log.segments();
         for segment in &segments[..self.retention.expired(&segments)] {
-            let carried = self.views.read().carried_forward(segment.end());
+            let floors = self.floors(segment.end()).map_err(|error| error.to_string())?;
+            let carried = self.views.read().carried_forward(segment.end(), &floors);
             if !carried.is_empty() {
                 carry(carried)?;
             }
-            self.write_checkpoint(false)
-                .map_err(|error| error.to_string())?;
+            self.write_checkpoint(false).map_err(|error| error.to_string())?;
             if self.marks.durable.get() < segment.end() {
                 return Ok(()); // Not flushed yet; next time.
             }
             self.log.pop_oldest();
             for topic in self.dispatcher.topics.all() {
                 for queue in topic.queues() {
-                    queue
-                        .index
-                        .trim(segment.end())
-                        .map_err(|error| error.to_string())?;
+                    queue.index.trim(segment.end()).map_err(|error| error.to_string())?;
                 }
             }
-            segment
-                .unlink(&*self.disk)
-                .map_err(|error| error.to_string())?;
+            segment.unlink(&*self.disk).map_err(|error| error.to_string())?;
             tracing::info!(path = %segment.path().display(), "removed an expired segment");
         }
         Ok(())
+    }
+
+    /// The ends of the queues that have no record from a position on, by topic.
+    fn floors(&self, position: u64) -> io::Result<HashMap<Arc<str>, Vec<QueueOffset>>> {
+        let mut floors: HashMap<Arc<str>, Vec<QueueOffset>> = HashMap::new();
+        for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
+            let offset = queue.index.end();
+            if offset > 0 && queue.index.last()?.is_none_or(|last| last.position < position) {
+                let floor = QueueOffset { queue: queue.id(), offset };
+                floors.entry(queue.topic().clone()).or_default().push(floor);
+            }
+        }
+        Ok(floors)
     }
 }

@@ -54,12 +54,7 @@ impl Marks {
 
     /// Ends all waiting on positions that have not been reached.
     pub(crate) fn close(&self, reason: &Arc<str>) {
-        for mark in [
-            &self.written,
-            &self.flush_wanted,
-            &self.durable,
-            &self.dispatched,
-        ] {
+        for mark in [&self.written, &self.flush_wanted, &self.durable, &self.dispatched] {
             mark.close(reason);
         }
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::appender::Appender;
 use crate::checkpoint::{Checkpoint, CheckpointFile};
@@ -73,42 +73,27 @@ impl Store {
         let began = Instant::now();
         let paths = Paths::new(&config.dir);
         for dir in [&paths.dir, &paths.log, &paths.queues] {
-            disk.create_dir(dir)
-                .map_err(FileError::on("create the folder", dir))?;
+            disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
         }
         let lock = take_lock(&*disk, &paths)?;
-        let (mut checkpoint_file, checkpoint) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
-        let recovered = recover(&*disk, &paths.log, &config, checkpoint)?;
+        let (mut checkpoint_file, checkpoint, flushed) =
+            CheckpointFile::open(&*disk, &paths.checkpoint)?;
+        let recovered = recover(&*disk, &paths.log, &config, checkpoint, flushed)?;
         let checkpoint = checkpoint.unwrap_or_default();
-        let RecoveredLog {
-            segments,
-            end,
-            newest_ms,
-        } = recovered;
+        let RecoveredLog { segments, end, newest_ms } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
         sync_from(&segments, checkpoint.durable).map_err(FileError::on("sync", &paths.log))?;
         let dispatched = checkpoint.dispatched.min(end);
         checkpoint_file
-            .write(Checkpoint {
-                clean: false,
-                durable: end,
-                dispatched,
-                newest_ms,
-            })
+            .write(Checkpoint { clean: false, durable: end, dispatched, newest_ms })
             .map_err(FileError::on("write", &paths.checkpoint))?;
-        disk.sync_dir(&paths.dir)
-            .map_err(FileError::on("sync", &paths.dir))?;
+        disk.sync_dir(&paths.dir).map_err(FileError::on("sync", &paths.dir))?;
 
         let newest = set_times(&segments, newest_ms);
         let log = Arc::new(CommitLog::new(paths.log.clone(), segments));
         let (database, dispatcher) = open_views(&disk, &paths, log.clone(), end, dispatched)?;
         let marks = dispatcher.marks.clone();
-        let supply = Arc::new(SegmentSupply::new(
-            disk.clone(),
-            paths.log,
-            &config,
-            newest.clone(),
-        ));
+        let supply = Arc::new(SegmentSupply::new(disk.clone(), paths.log, &config, newest.clone()));
         let appender = Appender::new(&config, log.clone(), newest, supply.clone(), marks.clone());
         let store = Arc::new(Store {
             appender: Arc::new(appender),
@@ -118,6 +103,7 @@ impl Store {
                 marks: marks.clone(),
                 append_path: config.append_path,
                 flush_interval: config.flush_interval,
+                mark: checkpoint_file.flush_mark(),
                 syncs: AtomicU64::new(0),
             }),
             housekeeper: Arc::new(Housekeeper {
@@ -128,10 +114,7 @@ impl Store {
                 views: dispatcher.views.clone(),
                 database,
                 checkpoint: Mutex::new(checkpoint_file),
-                retention: Retention {
-                    age: config.retention_age,
-                    bytes: config.retention_bytes,
-                },
+                retention: Retention { age: config.retention_age, bytes: config.retention_bytes },
                 checkpoint_interval: config.checkpoint_interval,
                 checkpoint_bytes: config.checkpoint_bytes,
                 retention_interval: config.retention_check_interval,
@@ -145,9 +128,7 @@ impl Store {
             changing: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         });
-        store
-            .start()
-            .map_err(FileError::on("start the threads of", &paths.dir))?;
+        store.start().map_err(FileError::on("start the threads of", &paths.dir))?;
         let (millis, topics) = (began.elapsed().as_millis() as u64, store.topics.all().len());
         tracing::info!(end, topics, millis, "opened the store");
         Ok(store)
@@ -157,13 +138,8 @@ impl Store {
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {
     disk.lock(&paths.lock).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
-            let pid = fs::read_to_string(&paths.lock)
-                .ok()
-                .and_then(|s| s.trim().parse().ok());
-            OpenError::Locked {
-                dir: paths.dir.clone(),
-                pid,
-            }
+            let pid = fs::read_to_string(&paths.lock).ok().and_then(|s| s.trim().parse().ok());
+            OpenError::Locked { dir: paths.dir.clone(), pid }
         }
         _ => FileError::on("lock", &paths.lock)(error).into(),
     })
@@ -195,7 +171,7 @@ fn open_views(
     dispatched: u64,
 ) -> Result<(ViewDatabase, Arc<Dispatcher>), OpenError> {
     let failed = |error: redb::Error| OpenError::Views(error.to_string());
-    let (database, mut stored) = ViewDatabase::open(&**disk, &paths.views).map_err(failed)?;
+    let (database, mut stored) = ViewDatabase::open(disk.clone(), &paths.views).map_err(failed)?;
     if stored.views.folded > end {
         tracing::warn!("the views know more than the log; rebuilding them");
         database.clear().map_err(failed)?;
@@ -203,23 +179,12 @@ fn open_views(
     }
     // A checkpoint reaches the database first; one that knows less has been lost, and with it the
     // ends that tell whether the consume queues are whole.
-    let dispatched = if stored.views.folded < dispatched {
-        0
-    } else {
-        dispatched
-    };
+    let dispatched = if stored.views.folded < dispatched { 0 } else { dispatched };
     let cache = FileCache::new(disk.clone());
     let open = |views: Views, ends: &QueueEnds, dispatched: u64| {
         let marks = Arc::new(Marks::new(end, dispatched.max(log.first_position())));
         let topics = Topics::new(paths.queues.clone(), cache.clone(), marks.clone());
-        let dispatcher = Dispatcher {
-            log: log.clone(),
-            marks,
-            topics: Arc::new(topics),
-            views: Arc::new(RwLock::new(views)),
-            unflushed: Mutex::default(),
-            unsynced: Mutex::default(),
-        };
+        let dispatcher = Dispatcher::new(log.clone(), marks, topics, views);
         dispatcher.fold_views(end)?;
         let whole = {
             let views = dispatcher.views.read();
@@ -237,14 +202,17 @@ fn open_views(
         (dispatcher, _) = open(views, &QueueEnds::new(), 0).map_err(unreadable)?;
     }
     dispatcher.catch_up(end).map_err(unreadable)?;
-    for queue in dispatcher
-        .topics
-        .all()
-        .iter()
-        .flat_map(|topic| topic.queues())
-    {
-        queue.set_next_offset(queue.index.end());
+    for (name, view) in &dispatcher.views.read().topics {
+        let Some(topic) = dispatcher.topics.get(name) else {
+            continue;
+        };
+        for floor in &view.value.floors {
+            topic.queue(floor.queue).inspect(|queue| queue.index.go_on_at(floor.offset));
+        }
+    }
+    for queue in dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
         queue.index.trim(log.first_position()).map_err(unreadable)?;
+        queue.set_next_offset(queue.index.end());
     }
     Ok((database, Arc::new(dispatcher)))
 }

@@ -105,11 +105,7 @@ impl Topic {
 
     /// When its records are acknowledged and visible.
     pub fn durability(&self) -> Durability {
-        if self.flush.load(Relaxed) {
-            Durability::Flush
-        } else {
-            Durability::Write
-        }
+        if self.flush.load(Relaxed) { Durability::Flush } else { Durability::Write }
     }
 
     /// One of its queues.
@@ -142,8 +138,7 @@ impl Topic {
         marks: &Arc<Marks>,
         mut index: impl FnMut(u32) -> io::Result<ConsumeQueue>,
     ) -> io::Result<()> {
-        self.flush
-            .store(config.durability == Durability::Flush, Relaxed);
+        self.flush.store(config.durability == Durability::Flush, Relaxed);
         let mut queues = self.queues();
         for id in queues.len() as u32..config.queues {
             let queue = Queue {
@@ -209,9 +204,7 @@ impl Queue {
             return self.index.end();
         }
         // An index that cannot be read makes nothing visible; the read itself reports the error.
-        self.index
-            .end_below(self.marks.durable.get())
-            .unwrap_or_else(|_| self.index.first())
+        self.index.end_below(self.marks.durable.get()).unwrap_or_else(|_| self.index.first())
     }
 
     /// Those who wait for something to become visible in this queue.
@@ -221,11 +214,7 @@ impl Queue {
 
     /// The position up to which records of this queue are visible.
     pub(crate) fn visible_position(&self) -> u64 {
-        if self.flush.load(Relaxed) {
-            self.marks.durable.get()
-        } else {
-            u64::MAX
-        }
+        if self.flush.load(Relaxed) { self.marks.durable.get() } else { u64::MAX }
     }
 
     /// Whether consumers see only what is flushed.

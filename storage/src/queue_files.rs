@@ -42,10 +42,7 @@ struct CacheState {
 
 impl FileCache {
     pub(crate) fn new(disk: Arc<dyn Disk>) -> Arc<FileCache> {
-        Arc::new(FileCache {
-            disk,
-            state: Mutex::default(),
-        })
+        Arc::new(FileCache { disk, state: Mutex::default() })
     }
 
     fn get(
@@ -62,20 +59,10 @@ impl FileCache {
         }
         let file = open(&*self.disk)?;
         if state.open.len() >= OPEN_FILES_MAX {
-            let oldest = state
-                .open
-                .iter()
-                .min_by_key(|(_, open)| open.used)
-                .map(|(k, _)| *k);
+            let oldest = state.open.iter().min_by_key(|(_, open)| open.used).map(|(k, _)| *k);
             oldest.map(|key| state.open.remove(&key));
         }
-        state.open.insert(
-            key,
-            OpenFile {
-                file: file.clone(),
-                used: now,
-            },
-        );
+        state.open.insert(key, OpenFile { file: file.clone(), used: now });
         Ok(file)
     }
 
@@ -108,13 +95,7 @@ impl QueueFiles {
         found.values_mut().for_each(|bases| bases.sort_unstable());
         let made = AtomicBool::new(!names.is_empty());
         let number = NUMBERS.fetch_add(1, Relaxed);
-        Ok(QueueFiles {
-            cache,
-            dir,
-            number,
-            made,
-            found: Mutex::new(found),
-        })
+        Ok(QueueFiles { cache, dir, number, made, found: Mutex::new(found) })
     }
 
     /// The folder.
@@ -124,11 +105,8 @@ impl QueueFiles {
 
     /// The offsets the files of a queue reach from and to.
     pub(crate) fn extent(&self, queue: u32) -> io::Result<(u64, u64)> {
-        let Some((first, last)) = self
-            .found
-            .lock()
-            .get(&queue)
-            .and_then(|bases| Some((*bases.first()?, *bases.last()?)))
+        let Some((first, last)) =
+            self.found.lock().get(&queue).and_then(|bases| Some((*bases.first()?, *bases.last()?)))
         else {
             return Ok((0, 0));
         };
@@ -143,8 +121,7 @@ impl QueueFiles {
         if !self.made.swap(true, Relaxed) {
             self.cache.disk.create_dir(&self.dir)?;
         }
-        self.file(queue, base, true)?
-            .write_all_at(bytes, at - base)?;
+        self.file(queue, base, true)?.write_all_at(bytes, at - base)?;
         let mut found = self.found.lock();
         let bases = found.entry(queue).or_default();
         if bases.last() != Some(&base) {
@@ -177,11 +154,7 @@ impl QueueFiles {
     pub(crate) fn sync(&self, queue: u32) -> io::Result<()> {
         let bases = self.found.lock().get(&queue).cloned().unwrap_or_default();
         // Between two checkpoints a queue can have gone on to its next file.
-        bases
-            .iter()
-            .rev()
-            .take(2)
-            .try_for_each(|&base| self.file(queue, base, false)?.sync())
+        bases.iter().rev().take(2).try_for_each(|&base| self.file(queue, base, false)?.sync())
     }
 
     /// Cuts a queue's files behind an offset.
@@ -222,28 +195,18 @@ impl QueueFiles {
     pub(crate) fn remove_all(&self) -> io::Result<()> {
         self.cache.forget(|(number, _, _)| *number == self.number);
         self.found.lock().clear();
-        if self.made.swap(false, Relaxed) {
-            self.cache.disk.remove_dir(&self.dir)
-        } else {
-            Ok(())
-        }
+        if self.made.swap(false, Relaxed) { self.cache.disk.remove_dir(&self.dir) } else { Ok(()) }
     }
 
     fn remove(&self, queue: u32, base: u64) -> io::Result<()> {
         self.cache.forget(|key| *key == (self.number, queue, base));
-        self.cache
-            .disk
-            .remove(&self.dir.join(file_name(queue, base)))
+        self.cache.disk.remove(&self.dir.join(file_name(queue, base)))
     }
 
     fn file(&self, queue: u32, base: u64, create: bool) -> io::Result<Arc<dyn DiskFile>> {
         self.cache.get((self.number, queue, base), |disk| {
             let path = self.dir.join(file_name(queue, base));
-            if create {
-                disk.open_or_create(&path)
-            } else {
-                disk.open(&path)
-            }
+            if create { disk.open_or_create(&path) } else { disk.open(&path) }
         })
     }
 }

@@ -20,8 +20,6 @@ const ENTRIES_PER_READ: usize = 256;
 const ENTRIES_PER_PLAN_MAX: usize = 16_384;
 /// Most ranges of one plan: what bounds its memory, and the system calls of its transfer.
 const RANGES_MAX: usize = 4_096;
-/// Reading a range in is done in steps of this size.
-const LOAD_STEP_BYTES: usize = 256 << 10;
 
 /// Which records of a queue are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,8 +85,9 @@ pub(crate) fn plan_read(
         min_offset: min,
         max_offset: max,
     };
-    // A consumer can know of more than is visible, if the topic's durability has become stricter.
-    if offset < min || offset > queue.index.end() {
+    // A consumer can know of more than is visible: of what was acknowledged a moment ago, or seen before
+    // the topic's durability became stricter.
+    if offset < min || offset > queue.next_offset() {
         return Err(ReadError::OutOfRange { min, max });
     }
     let segments = log.segments();
@@ -97,16 +96,9 @@ pub(crate) fn plan_read(
     let mut looked_at = 0;
     while plan.next_offset < max && looked_at < ENTRIES_PER_PLAN_MAX {
         let count = ENTRIES_PER_READ.min((max - plan.next_offset) as usize);
-        match queue
-            .index
-            .read(plan.next_offset, count, index, &mut entries)
-        {
+        match queue.index.read(plan.next_offset, count, index, &mut entries) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return if plan.bytes > 0 {
-                    Ok(plan)
-                } else {
-                    Err(ReadError::IndexCold)
-                };
+                return if plan.bytes > 0 { Ok(plan) } else { Err(ReadError::IndexCold) };
             }
             result => result?,
         }
@@ -135,10 +127,7 @@ impl ReadPlan {
     fn add(&mut self, segment: &Arc<Segment>, entry: &Entry, tail_from: u64) -> io::Result<()> {
         // An index entry is only a view; whatever it says, no byte that is not a record is sent.
         if entry.end() > segment.filled_end() {
-            let text = format!(
-                "index entry at position {} leads past the log",
-                entry.position
-            );
+            let text = format!("index entry at position {} leads past the log", entry.position);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let len = u64::from(entry.size);
@@ -164,10 +153,7 @@ impl ReadPlan {
 
 impl Range {
     /// How many bytes it has.
-    #[allow(
-        clippy::len_without_is_empty,
-        reason = "a range has at least one record"
-    )]
+    #[allow(clippy::len_without_is_empty, reason = "a range has at least one record")]
     pub fn len(&self) -> usize {
         self.len as usize
     }
@@ -191,33 +177,12 @@ impl Range {
     /// disk: look first.
     pub fn bytes(&self) -> &[u8] {
         // A plan only has complete bytes, so there is always such a slice.
-        self.segment
-            .slice(self.position, self.position + self.len)
-            .unwrap_or_default()
+        self.segment.slice(self.position, self.position + self.len).unwrap_or_default()
     }
 
     /// Whether it is near the end of the log and so counts as resident.
     pub fn is_tail(&self) -> bool {
         self.is_tail
-    }
-
-    /// Whether its first and last page are in memory; asks the kernel, without waiting for the disk.
-    pub fn is_resident(&self) -> bool {
-        let mut byte = [0];
-        let mut probe = |at| matches!(self.segment.file().read_resident_at(&mut byte, at), Ok(1));
-        probe(self.file_offset()) && probe(self.file_offset() + self.len - 1)
-    }
-
-    /// Reads the range into the page cache. Waits for the disk.
-    pub fn load(&self) -> io::Result<()> {
-        let mut buffer = vec![0; LOAD_STEP_BYTES.min(self.len())];
-        let mut at = 0;
-        while at < self.len() {
-            let step = buffer.len().min(self.len() - at);
-            self.read_at(at, &mut buffer[..step])?;
-            at += step;
-        }
-        Ok(())
     }
 
     /// Copies bytes of the range, from byte `at` of it on. Waits for the disk where it has to.

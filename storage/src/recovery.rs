@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use longwire_proto::record::{BLANK_BYTES, RECORD_BYTES_MIN, RecordView};
+use longwire_proto::record::{RECORD_BYTES_MIN, RecordView};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::StoreConfig;
@@ -58,10 +58,7 @@ impl FirstBad {
                 && row.2 == self.below_durable
         };
         // A test walks through every combination; refusing is what harms least.
-        DECISIONS
-            .iter()
-            .find(fits)
-            .map_or(Decision::Refuse, |row| row.3)
+        DECISIONS.iter().find(fits).map_or(Decision::Refuse, |row| row.3)
     }
 }
 
@@ -89,18 +86,20 @@ impl Found {
 }
 
 /// Opens the segments of a folder and finds the end of the log, according to the checkpoint.
+/// `flushed` is the last position known to be durable: nothing below it may be missing.
 pub(crate) fn recover(
     disk: &dyn Disk,
     dir: &Path,
     config: &StoreConfig,
     checkpoint: Option<Checkpoint>,
+    flushed: u64,
 ) -> Result<RecoveredLog, OpenError> {
     let checkpoint = checkpoint.unwrap_or_default();
-    let mut found = find_segments(disk, dir, &checkpoint)?;
+    let mut found = find_segments(disk, dir, flushed)?;
     let (end, newest_ms) = if checkpoint.clean {
         (checkpoint.durable, checkpoint.newest_ms)
     } else {
-        let (end, newest_ms) = scan(disk, dir, &mut found, checkpoint.durable)?;
+        let (end, newest_ms) = scan(disk, dir, &mut found, checkpoint.durable, flushed)?;
         (end, newest_ms.max(checkpoint.newest_ms))
     };
     // The end of one segment is the base of the next, which has to be there to be written to.
@@ -112,53 +111,37 @@ pub(crate) fn recover(
         let filled = (end - base).min(bytes);
         if filled < bytes {
             // The scan has left large folios in the cache, which would be written back whole.
-            file.drop_cache()
-                .map_err(FileError::on("drop the cache of", dir))?;
+            file.drop_cache().map_err(FileError::on("drop the cache of", dir))?;
         }
         let path = dir.join(Segment::file_name(base));
         let segment = Segment::map(path, file, base, bytes, filled);
-        segments.push(Arc::new(
-            segment.map_err(FileError::on("map a segment in", dir))?,
-        ));
+        segments.push(Arc::new(segment.map_err(FileError::on("map a segment in", dir))?));
     }
     if segments.last().is_none_or(|last| last.end() == end) {
         let next = Segment::create(disk, dir, end, config.segment_bytes);
-        segments.push(Arc::new(
-            next.map_err(FileError::on("create a segment in", dir))?,
-        ));
+        segments.push(Arc::new(next.map_err(FileError::on("create a segment in", dir))?));
     }
-    Ok(RecoveredLog {
-        segments,
-        end,
-        newest_ms,
-    })
+    Ok(RecoveredLog { segments, end, newest_ms })
 }
 
 /// Finds the segments that adjoin one another; fails if durable ones are missing.
-fn find_segments(
-    disk: &dyn Disk,
-    dir: &Path,
-    checkpoint: &Checkpoint,
-) -> Result<Vec<Found>, OpenError> {
+fn find_segments(disk: &dyn Disk, dir: &Path, durable: u64) -> Result<Vec<Found>, OpenError> {
     let names = disk.list(dir).map_err(FileError::on("list", dir))?;
     let mut found: Vec<Found> = Vec::new();
-    for (name, base) in names
-        .iter()
-        .filter_map(|n| Some((n, Segment::parse_file_name(n)?)))
-    {
+    for (name, base) in names.iter().filter_map(|n| Some((n, Segment::parse_file_name(n)?))) {
         let path = dir.join(name);
         let file = disk.open(&path).map_err(FileError::on("open", &path))?;
         let bytes = file.bytes().map_err(FileError::on("measure", &path))?;
         if let Some(last) = found.last().filter(|last| last.end() != base) {
-            if last.end() < checkpoint.durable {
-                return Err(missing(dir, last.end(), checkpoint.durable));
+            if last.end() < durable {
+                return Err(missing(dir, last.end(), durable));
             }
             // A segment of an earlier, longer life of the log; never acknowledged.
             tracing::warn!(path = %path.display(), "removing a segment that adjoins no other");
             disk.remove(&path).map_err(FileError::on("remove", &path))?;
             continue;
         }
-        if bytes == 0 && base >= checkpoint.durable {
+        if bytes == 0 && base >= durable {
             // Created, but its size did not survive.
             disk.remove(&path).map_err(FileError::on("remove", &path))?;
             continue;
@@ -166,20 +149,15 @@ fn find_segments(
         found.push(Found { base, bytes, file });
     }
     let end = found.last().map_or(0, Found::end);
-    if end < checkpoint.durable {
-        return Err(missing(dir, end, checkpoint.durable));
+    if end < durable {
+        return Err(missing(dir, end, durable));
     }
     Ok(found)
 }
 
 fn missing(dir: &Path, position: u64, durable: u64) -> OpenError {
     let path = dir.join(Segment::file_name(position));
-    OpenError::Corrupt {
-        path,
-        position,
-        durable,
-        reason: "the segment is missing".into(),
-    }
+    OpenError::Corrupt { path, position, durable, reason: "the segment is missing".into() }
 }
 
 fn remove_last(disk: &dyn Disk, dir: &Path, found: &mut Vec<Found>) -> Result<(), OpenError> {
@@ -191,17 +169,17 @@ fn remove_last(disk: &dyn Disk, dir: &Path, found: &mut Vec<Found>) -> Result<()
     Ok(disk.sync_dir(dir).map_err(FileError::on("sync", dir))?)
 }
 
-/// Reads every record from the last durable position known, and cuts the log behind the last good
-/// one.
+/// Reads every record from a boundary below which nothing needs to be looked at, and cuts the log
+/// behind the last good one, unless that is below `durable`.
 fn scan(
     disk: &dyn Disk,
     dir: &Path,
     found: &mut Vec<Found>,
+    boundary: u64,
     durable: u64,
 ) -> Result<(u64, i64), OpenError> {
-    // The durable position is a boundary between records: it was the end of an append.
-    let first = found.partition_point(|segment| segment.end() <= durable);
-    let mut position = found.get(first).map_or(durable, |s| durable.max(s.base));
+    let first = found.partition_point(|segment| segment.end() <= boundary);
+    let mut position = found.get(first).map_or(boundary, |s| boundary.max(s.base));
     let (from, mut newest_ms) = (position, 0);
     for index in first..found.len() {
         let path = dir.join(Segment::file_name(found[index].base));
@@ -215,17 +193,14 @@ fn scan(
         if !scanned.whole {
             let kind = first_bad(&found[index..], position, durable)
                 .map_err(FileError::on("read", &path))?;
-            let bad = BadRecord {
-                position,
-                durable,
-                reason: scanned.reason,
-                kind,
-            };
+            let bad = BadRecord { position, durable, reason: scanned.reason, kind };
             cut(disk, dir, found, index, bad)?;
             break;
         }
     }
-    tracing::info!(from, to = position, "scanned the log after an unclean stop");
+    if !found.is_empty() {
+        tracing::info!(from, to = position, "scanned the log after an unclean stop");
+    }
     Ok((position, newest_ms))
 }
 
@@ -240,26 +215,17 @@ struct Scanned {
 /// Walks the records of a segment from a position on.
 fn scan_segment(segment: &Found, from: u64) -> io::Result<Scanned> {
     let mut buffer = vec![0; SCAN_STEP_BYTES.min(segment.bytes as usize)];
-    let mut scanned = Scanned {
-        end: from,
-        whole: false,
-        newest_ms: 0,
-        reason: String::new(),
-    };
+    let mut scanned = Scanned { end: from, whole: false, newest_ms: 0, reason: String::new() };
     loop {
         let at = scanned.end - segment.base;
         let read = segment.file.read_at(&mut buffer, at)?;
         let at_end = at + read as u64 >= segment.bytes;
         let from = scanned.end;
-        match scan_bytes(&buffer[..read], at_end, &mut scanned) {
+        match scan_bytes(&buffer[..read], segment, at_end, &mut scanned) {
             Stop::NeedMore if scanned.end > from => {}
             Stop::NeedMore => scanned.reason = "the segment ends without a blank record".into(),
             Stop::Blank => {
-                return Ok(Scanned {
-                    end: segment.end(),
-                    whole: true,
-                    ..scanned
-                });
+                return Ok(Scanned { end: segment.end(), whole: true, ..scanned });
             }
             Stop::Bad(reason) => scanned.reason = reason,
         }
@@ -276,10 +242,10 @@ enum Stop {
 }
 
 /// Walks the good records in a buffer, which begins where the scan has got to.
-fn scan_bytes(bytes: &[u8], at_end: bool, scanned: &mut Scanned) -> Stop {
+fn scan_bytes(bytes: &[u8], segment: &Found, at_end: bool, scanned: &mut Scanned) -> Stop {
     let mut rest = bytes;
     loop {
-        if rest.len() >= BLANK_BYTES && is_blank(rest) {
+        if is_blank(rest, segment.end() - scanned.end) {
             return Stop::Blank;
         }
         match RecordView::size_of(rest) {
@@ -303,25 +269,16 @@ fn scan_bytes(bytes: &[u8], at_end: bool, scanned: &mut Scanned) -> Stop {
 /// earlier log could come back.
 fn check_record(bytes: &[u8], position: u64) -> Result<RecordView<'_>, String> {
     let record = RecordView::parse(bytes).map_err(|error| error.to_string())?;
-    record
-        .verify_checksum()
-        .map_err(|error| error.to_string())?;
+    record.verify_checksum().map_err(|error| error.to_string())?;
     if record.position() != position {
-        return Err(format!(
-            "the record says it stands at position {}",
-            record.position()
-        ));
+        return Err(format!("the record says it stands at position {}", record.position()));
     }
     Ok(record)
 }
 
 /// Looks at what follows a bad record, in its segment and in the first bytes of the later ones.
 fn first_bad(segments: &[Found], position: u64, durable: u64) -> io::Result<FirstBad> {
-    let mut bad = FirstBad {
-        zeros: true,
-        later_record: false,
-        below_durable: position < durable,
-    };
+    let mut bad = FirstBad { zeros: true, later_record: false, below_durable: position < durable };
     let Some((segment, later)) = segments.split_first() else {
         return Ok(bad);
     };
@@ -345,20 +302,10 @@ fn cut(
     bad: BadRecord,
 ) -> Result<(), OpenError> {
     let path = dir.join(Segment::file_name(found[index].base));
-    let BadRecord {
-        position,
-        durable,
-        reason,
-        kind,
-    } = bad;
+    let BadRecord { position, durable, reason, kind } = bad;
     match kind.decide() {
         Decision::Refuse => {
-            return Err(OpenError::Corrupt {
-                path,
-                position,
-                durable,
-                reason,
-            });
+            return Err(OpenError::Corrupt { path, position, durable, reason });
         }
         Decision::Truncate => tracing::warn!(
             position, %reason, path = %path.display(),
@@ -372,10 +319,7 @@ fn cut(
     // Zeroed also where only zeros were seen: pages of a crashed append can lie anywhere behind.
     let segment = &found[index];
     let at = position - segment.base;
-    segment
-        .file
-        .zero(at, segment.bytes - at)
-        .map_err(FileError::on("zero the tail of", &path))?;
+    segment.file.zero(at, segment.bytes - at).map_err(FileError::on("zero the tail of", &path))?;
     Ok(segment.file.sync().map_err(FileError::on("sync", &path))?)
 }
 

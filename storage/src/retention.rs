@@ -30,9 +30,6 @@ impl Retention {
             newest_ms > 0 && now_ms.saturating_sub(newest_ms) > age.as_millis() as i64
         };
         let too_much = |segment: &Segment| self.bytes.is_some_and(|max| end - segment.base() > max);
-        older
-            .iter()
-            .take_while(|segment| too_old(segment) || too_much(segment))
-            .count()
+        older.iter().take_while(|segment| too_old(segment) || too_much(segment)).count()
     }
 }

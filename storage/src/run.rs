@@ -22,18 +22,12 @@ impl<'a> RecordRun<'a> {
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let checked = check_record(topic, queue, rest);
-            let size = checked.map_err(|reason| RunError {
-                index: sizes.len() as u32,
-                reason,
-            })?;
+            let size = checked.map_err(|reason| RunError { index: sizes.len() as u32, reason })?;
             sizes.push(size as u32);
             rest = &rest[size..];
         }
         if sizes.is_empty() {
-            return Err(RunError {
-                index: 0,
-                reason: RunFault::Empty,
-            });
+            return Err(RunError { index: 0, reason: RunFault::Empty });
         }
         Ok(RecordRun { bytes, sizes })
     }

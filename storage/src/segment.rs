@@ -63,15 +63,7 @@ impl Segment {
         let length = usize::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let mapping = Arc::new(file.map(length, filled as usize)?);
         let (newest_ms, unlinked) = (AtomicI64::new(0), AtomicBool::new(false));
-        Ok(Segment {
-            base,
-            bytes,
-            path,
-            file,
-            mapping,
-            newest_ms,
-            unlinked,
-        })
+        Ok(Segment { base, bytes, path, file, mapping, newest_ms, unlinked })
     }
 
     /// The position of its first byte.
@@ -120,26 +112,24 @@ impl Segment {
 
     /// Faults in the pages between two positions ahead of the tail.
     pub(crate) fn populate(&self, from: u64, to: u64) -> io::Result<()> {
-        self.mapping
-            .populate((from - self.base) as usize, (to - self.base) as usize)
+        self.mapping.populate((from - self.base) as usize, (to - self.base) as usize)
     }
 
     /// Makes the bytes between two positions durable.
     pub(crate) fn sync(&self, path: AppendPath, from: u64, to: u64) -> io::Result<()> {
-        let (from, to) = ((from - self.base) as usize, (to - self.base) as usize);
         match path {
             AppendPath::Pwrite => self.file.sync(),
-            AppendPath::Mapped => self.file.sync_mapped(&self.mapping, from, to),
+            // Only the range: a sync of the whole file would also write the pages warmed ahead.
+            AppendPath::Mapped => {
+                let (from, to) = ((from - self.base) as usize, (to - self.base) as usize);
+                self.file.sync_mapped(&self.mapping, from, to)
+            }
         }
     }
 
     /// Removes the file's name. Readers that hold the segment go on reading.
     pub(crate) fn unlink(&self, disk: &dyn Disk) -> io::Result<()> {
-        if self.unlinked.swap(true, Relaxed) {
-            Ok(())
-        } else {
-            disk.remove(&self.path)
-        }
+        if self.unlinked.swap(true, Relaxed) { Ok(()) } else { disk.remove(&self.path) }
     }
 }
 
@@ -159,11 +149,7 @@ impl SegmentTail {
     /// If it was taken before.
     pub(crate) fn new(segment: Arc<Segment>, path: AppendPath) -> SegmentTail {
         let mapped = segment.mapping.tail().expect("a segment has one tail");
-        SegmentTail {
-            segment,
-            mapped,
-            path,
-        }
+        SegmentTail { segment, mapped, path }
     }
 
     pub(crate) fn segment(&self) -> &Arc<Segment> {
@@ -185,9 +171,7 @@ impl SegmentTail {
         match self.path {
             AppendPath::Mapped => self.mapped.put(bytes),
             AppendPath::Pwrite => {
-                self.segment
-                    .file
-                    .write_all_at(bytes, self.mapped.at() as u64)?;
+                self.segment.file.write_all_at(bytes, self.mapped.at() as u64)?;
                 self.mapped.skip(bytes.len());
             }
         }

@@ -51,6 +51,7 @@ struct State {
     next_base: u64,
     newest: Arc<Segment>,
     written: u64,
+    /// Up to here pages have been faulted in.
     warm: u64,
     /// Why the last try to make a segment failed for lack of space, and when.
     full_since: Option<Instant>,
@@ -101,18 +102,12 @@ impl SegmentSupply {
             return Ok(());
         }
         state.wanted = state.wanted.max(count);
-        let full = state
-            .full_since
-            .is_some_and(|since| since.elapsed() < RETRY_PAUSE);
+        let full = state.full_since.is_some_and(|since| since.elapsed() < RETRY_PAUSE);
         if !full {
             state.full_since = None;
             self.work.notify_one();
         }
-        Err(if full {
-            AppendError::Full
-        } else {
-            AppendError::NotReady
-        })
+        Err(if full { AppendError::Full } else { AppendError::NotReady })
     }
 
     /// Blocks until a segment that was reserved is ready or cannot be had.

@@ -1,5 +1,6 @@
 //! The store as the broker sees it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -89,10 +90,7 @@ impl Store {
         };
         self.threads.lock().extend([
             spawn("supply", Box::new(move || supply.0.run(&supply.1)))?,
-            spawn(
-                "flusher",
-                Box::new(move || flusher.0.run(|| flusher.1.flushed())),
-            )?,
+            spawn("flusher", Box::new(move || flusher.0.run(|| flusher.1.flushed())))?,
             spawn("dispatcher", Box::new(move || dispatcher.run()))?,
             spawn("housekeeper", Box::new(move || housekeeper.run(carry)))?,
         ]);
@@ -109,12 +107,9 @@ impl Store {
         self.appender.close();
         let end = self.marks.written.get();
         self.marks.flush_wanted.advance(end);
-        let flushed = self
-            .marks
-            .durable
-            .wait(end)
-            .and_then(|()| self.marks.dispatched.wait(end));
+        let flushed = self.marks.durable.wait(end).and_then(|()| self.marks.dispatched.wait(end));
         self.supply.stop();
+        self.dispatcher.stop();
         self.marks.close(&"the store is closed".into());
         for thread in threads {
             // A thread that panicked has said why; the checkpoint below tells whether it mattered.
@@ -127,11 +122,7 @@ impl Store {
             Some(reason) => Err(CloseError::Poisoned(reason)),
             None => flushed
                 .map_err(|error| error.to_string())
-                .and_then(|()| {
-                    self.housekeeper
-                        .write_checkpoint(true)
-                        .map_err(|e| e.to_string())
-                })
+                .and_then(|()| self.housekeeper.write_checkpoint(true).map_err(|e| e.to_string()))
                 .map_err(CloseError::Checkpoint),
         };
         self.lock.lock().take();
@@ -190,8 +181,7 @@ impl Store {
         let mut record = topic_record(&topic.config());
         record.deleted = true;
         // Nothing can be appended to the queues behind the record that deletes them.
-        self.appender
-            .exclusively(|| topic.queues().iter().for_each(|queue| queue.delete()));
+        self.appender.exclusively(|| topic.queues().iter().for_each(|queue| queue.delete()));
         Ok(self.append_system(SystemRecord::Topic(record))?)
     }
 
@@ -211,12 +201,7 @@ impl Store {
 
     /// All groups, in the order of their names.
     pub fn groups(&self) -> Vec<String> {
-        self.views
-            .read()
-            .groups
-            .keys()
-            .map(|name| name.to_string())
-            .collect()
+        self.views.read().groups.keys().map(|name| name.to_string()).collect()
     }
 
     /// Whether there is such a group.
@@ -232,11 +217,7 @@ impl Store {
             return Ok(());
         }
         let created_ms = now_ms();
-        let record = GroupRecord {
-            name: name.to_owned(),
-            deleted: false,
-            created_ms,
-        };
+        let record = GroupRecord { name: name.to_owned(), deleted: false, created_ms };
         Ok(self.append_system(SystemRecord::Group(record))?)
     }
 
@@ -246,11 +227,7 @@ impl Store {
         if !self.group_exists(name) {
             return Err(GroupError::Unknown(name.to_owned()));
         }
-        let record = GroupRecord {
-            name: name.to_owned(),
-            deleted: true,
-            created_ms: 0,
-        };
+        let record = GroupRecord { name: name.to_owned(), deleted: true, created_ms: 0 };
         Ok(self.append_system(SystemRecord::Group(record))?)
     }
 
@@ -262,48 +239,29 @@ impl Store {
     /// What a group has committed for one queue.
     pub fn committed_offset(&self, group: &str, topic: &str, queue: u32) -> Option<u64> {
         let views = self.views.read();
-        Some(
-            views
-                .groups
-                .get(group)?
-                .offsets
-                .get(topic)?
-                .get(&queue)?
-                .value,
-        )
+        Some(views.groups.get(group)?.offsets.get(topic)?.get(&queue)?.value)
     }
 
     /// Records committed offsets; the group comes into being if it is new. Does not block: the commit
     /// holds when both [`durable`](Self::durable) and [`dispatched`](Self::dispatched) have reached
-    /// the position returned.
+    /// the position returned. Fails with [`AppendError::NotReady`] as [`append`](Self::append) does; then
+    /// [`wait_for_segment`](Self::wait_for_segment).
     pub fn commit_offsets(
         &self,
         group: &str,
         offsets: &[CommittedOffset],
     ) -> Result<u64, AppendError> {
-        let mut topics: Vec<TopicOffsets> = Vec::new();
-        for CommittedOffset {
-            topic,
-            queue,
-            offset,
-        } in offsets
-        {
-            let committed = QueueOffset {
-                queue: *queue,
-                offset: *offset,
-            };
-            match topics.iter_mut().find(|known| *known.topic == **topic) {
-                Some(known) => known.queues.push(committed),
-                None => topics.push(TopicOffsets {
-                    topic: topic.to_string(),
-                    queues: vec![committed],
-                }),
-            }
+        let mut topics: BTreeMap<&str, Vec<QueueOffset>> = BTreeMap::new();
+        for CommittedOffset { topic, queue, offset } in offsets {
+            let committed = QueueOffset { queue: *queue, offset: *offset };
+            topics.entry(topic).or_default().push(committed);
         }
-        let record = OffsetsRecord {
-            group: group.to_owned(),
-            topics,
-        };
+        let topics = topics.into_iter().map(|(topic, queues)| {
+            let topic = topic.to_owned();
+            TopicOffsets { topic, queues }
+        });
+        let topics = topics.collect();
+        let record = OffsetsRecord { group: group.to_owned(), topics };
         self.append_record(SystemRecord::Offsets(record), Appender::append)
     }
 
@@ -314,9 +272,7 @@ impl Store {
         queue: &Queue,
         run: &mut RecordRun<'_>,
     ) -> Result<Vec<Extent>, AppendError> {
-        self.appender
-            .append(queue, run)
-            .inspect(|extents| self.want_flush(queue, extents))
+        self.appender.append(queue, run).inspect(|extents| self.appended(queue, extents))
     }
 
     /// As [`append`](Self::append), but waits for the next segment. Blocks.
@@ -326,13 +282,19 @@ impl Store {
         run: &mut RecordRun<'_>,
     ) -> Result<Vec<Extent>, AppendError> {
         let appended = self.appender.append_blocking(queue, run);
-        appended.inspect(|extents| self.want_flush(queue, extents))
+        appended.inspect(|extents| self.appended(queue, extents))
     }
 
-    fn want_flush(&self, queue: &Queue, extents: &[Extent]) {
+    /// Waits for the segment whose absence made an append fail with [`AppendError::NotReady`]. Blocks.
+    pub fn wait_for_segment(&self) -> Result<(), AppendError> {
+        self.supply.wait()
+    }
+
+    fn appended(&self, queue: &Queue, extents: &[Extent]) {
         if let (true, Some(last)) = (queue.waits_for_flush(), extents.last()) {
             self.marks.flush_wanted.advance(last.end);
         }
+        self.dispatcher.appended();
     }
 
     /// Waits for a position to become durable, and sees to it that it does so soon.
@@ -357,15 +319,7 @@ impl Store {
         filter: &TagFilter,
         index: IndexRead,
     ) -> Result<ReadPlan, ReadError> {
-        read_plan::plan_read(
-            &self.log,
-            &self.marks,
-            queue,
-            offset,
-            bytes_max,
-            filter,
-            index,
-        )
+        read_plan::plan_read(&self.log, &self.marks, queue, offset, bytes_max, filter, index)
     }
 
     /// The first offset whose record was stored at or after a time, in milliseconds since 1970; the
@@ -374,9 +328,7 @@ impl Store {
         let range = queue.min_offset()..queue.max_offset();
         let found = queue.index.search(range, |entry| {
             let segment = self.log.find(entry.position);
-            let bytes = segment
-                .as_ref()
-                .and_then(|s| s.slice(entry.position, entry.end()));
+            let bytes = segment.as_ref().and_then(|s| s.slice(entry.position, entry.end()));
             let record = bytes.and_then(|bytes| RecordView::parse(bytes).ok());
             record.is_none_or(|record| record.store_timestamp_ms() < time_ms)
         });
@@ -409,10 +361,7 @@ impl Store {
             segments: self.log.segments().len() as u64,
             records_appended,
             bytes_appended,
-            syncs: self
-                .flusher
-                .syncs
-                .load(std::sync::atomic::Ordering::Relaxed),
+            syncs: self.flusher.syncs.load(std::sync::atomic::Ordering::Relaxed),
         }
     }
 
@@ -428,9 +377,7 @@ impl Store {
         async move {
             // `failed` is never closed, only reached.
             let _ = marks.failed.reached(1).await;
-            marks
-                .failure()
-                .map_or_else(String::new, |reason| reason.to_string())
+            marks.failure().map_or_else(String::new, |reason| reason.to_string())
         }
     }
 
@@ -446,30 +393,24 @@ impl Store {
         record: SystemRecord,
         append: impl Fn(&Appender, &Queue, &mut RecordRun<'_>) -> Result<Vec<Extent>, AppendError>,
     ) -> Result<u64, AppendError> {
-        let too_large = |bytes: usize| AppendError::RecordTooLarge {
-            bytes: bytes as u64,
-            max: 0,
-        };
+        let too_large = |bytes: usize| AppendError::RecordTooLarge { bytes: bytes as u64, max: 0 };
         let mut bytes = record.encode(now_ms()).map_err(|_| too_large(0))?;
         let len = bytes.len();
         let mut run =
             RecordRun::check(record.topic(), 0, &mut bytes).map_err(|_| too_large(len))?;
-        let queue = self
-            .topics
-            .get(record.topic())
-            .and_then(|topic| topic.queue(0));
+        let queue = self.topics.get(record.topic()).and_then(|topic| topic.queue(0));
         let queue = queue.ok_or(AppendError::TopicDeleted)?;
         let extents = append(&self.appender, &queue, &mut run)?;
         let end = extents.last().map_or(0, |extent| extent.end);
         self.marks.flush_wanted.advance(end);
+        self.dispatcher.appended();
         Ok(end)
     }
 
     /// Appends again what only the oldest segment says.
     fn carry_forward(&self, records: Vec<SystemRecord>) -> Result<(), String> {
         for record in records {
-            self.append_system(record)
-                .map_err(|error| error.to_string())?;
+            self.append_system(record).map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -480,6 +421,7 @@ impl Drop for Store {
         // Without `close` the threads end all the same, and the next start recovers.
         self.appender.close();
         self.supply.stop();
+        self.dispatcher.stop();
         self.marks.close(&"the store is closed".into());
     }
 }
@@ -491,9 +433,5 @@ fn check_queues(name: &str, asked: u32, min: u32) -> Result<(), TopicError> {
         _ if asked < min => "queues can be added, never taken away",
         _ => return Ok(()),
     };
-    Err(TopicError::Queues {
-        name: name.to_owned(),
-        asked,
-        reason,
-    })
+    Err(TopicError::Queues { name: name.to_owned(), asked, reason })
 }

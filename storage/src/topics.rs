@@ -25,12 +25,7 @@ pub(crate) struct Topics {
 
 impl Topics {
     pub(crate) fn new(dir: PathBuf, cache: Arc<FileCache>, marks: Arc<Marks>) -> Topics {
-        Topics {
-            dir,
-            cache,
-            marks,
-            by_name: RwLock::default(),
-        }
+        Topics { dir, cache, marks, by_name: RwLock::default() }
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Topic>> {
@@ -58,10 +53,7 @@ impl Topics {
         for (config, created) in system.into_iter().chain(configs) {
             let topic = self.open_topic(config, created, dispatched)?;
             for queue in topic.queues() {
-                let end = ends
-                    .get(&(topic.name().clone(), queue.id()))
-                    .copied()
-                    .unwrap_or(0);
+                let end = ends.get(&(topic.name().clone(), queue.id())).copied().unwrap_or(0);
                 whole &= queue.index.end() >= end;
             }
             self.by_name.write().insert(topic.name().clone(), topic);
@@ -72,9 +64,7 @@ impl Topics {
     /// Forgets all topics and removes their consume queues.
     pub(crate) fn remove_all(&self) -> io::Result<()> {
         let topics = std::mem::take(&mut *self.by_name.write());
-        topics
-            .values()
-            .try_for_each(|topic| topic.files().remove_all())
+        topics.values().try_for_each(|topic| topic.files().remove_all())
     }
 
     fn open_topic(

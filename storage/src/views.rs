@@ -50,6 +50,14 @@ pub(crate) struct Changes {
     pub(crate) offsets: BTreeSet<(Arc<str>, Arc<str>)>,
 }
 
+impl Changes {
+    pub(crate) fn merge(&mut self, other: Changes) {
+        self.topics.extend(other.topics);
+        self.groups.extend(other.groups);
+        self.offsets.extend(other.offsets);
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Views {
     pub(crate) topics: BTreeMap<Arc<str>, At<TopicRecord>>,
@@ -69,6 +77,29 @@ pub(crate) enum Effect {
 }
 
 impl Views {
+    /// Takes what has changed out: the entries as they are now, and which they are.
+    pub(crate) fn take_changes(&mut self) -> (Views, Changes) {
+        let changes = std::mem::take(&mut self.changes);
+        let mut taken = Views { folded: self.folded, ..Views::default() };
+        for name in &changes.topics {
+            if let Some(topic) = self.topics.get(name) {
+                taken.topics.insert(name.clone(), topic.clone());
+            }
+        }
+        for name in &changes.groups {
+            if let Some(view) = self.groups.get(name) {
+                taken.groups.entry(name.clone()).or_default().record = view.record.clone();
+            }
+        }
+        for (group, topic) in &changes.offsets {
+            if let Some(offsets) = self.groups.get(group).and_then(|view| view.offsets.get(topic)) {
+                let view = taken.groups.entry(group.clone()).or_default();
+                view.offsets.insert(topic.clone(), offsets.clone());
+            }
+        }
+        (taken, changes)
+    }
+
     /// Folds the record at `position`. Records from before [`folded`](Self::folded) change nothing.
     pub(crate) fn fold(&mut self, record: SystemRecord, position: u64, end: u64) -> Effect {
         if position < self.folded {
@@ -91,15 +122,12 @@ impl Views {
             None => record.created_position.unwrap_or(position),
         };
         record.created_position = Some(created);
+        if let (Some(known), []) = (self.topics.get(&name), &record.floors[..]) {
+            record.floors = known.value.floors.clone();
+        }
         let effect = Effect::TopicConfigured(topic_config(&record), created);
         self.changes.topics.insert(name.clone());
-        self.topics.insert(
-            name,
-            At {
-                value: record,
-                position,
-            },
-        );
+        self.topics.insert(name, At { value: record, position });
         effect
     }
 
@@ -118,21 +146,13 @@ impl Views {
     fn create_group(&mut self, record: GroupRecord, position: u64) -> Effect {
         let name: Arc<str> = record.name.as_str().into();
         self.changes.groups.insert(name.clone());
-        self.groups.entry(name).or_default().record = Some(At {
-            value: record,
-            position,
-        });
+        self.groups.entry(name).or_default().record = Some(At { value: record, position });
         Effect::None
     }
 
     fn delete_group(&mut self, name: &str) -> Effect {
         let name: Arc<str> = name.into();
-        for topic in self
-            .groups
-            .remove(&name)
-            .into_iter()
-            .flat_map(|view| view.offsets)
-        {
+        for topic in self.groups.remove(&name).into_iter().flat_map(|view| view.offsets) {
             self.changes.offsets.insert((name.clone(), topic.0));
         }
         self.changes.groups.insert(name);
@@ -152,13 +172,7 @@ impl Views {
             };
             let offsets = view.offsets.entry(topic.clone()).or_default();
             for QueueOffset { queue, offset } in queues {
-                offsets.insert(
-                    queue,
-                    At {
-                        value: offset,
-                        position,
-                    },
-                );
+                offsets.insert(queue, At { value: offset, position });
             }
             self.changes.offsets.insert((group.clone(), topic.clone()));
         }
@@ -167,31 +181,33 @@ impl Views {
 
     /// Everything a group has committed.
     pub(crate) fn committed(&self, group: &str) -> Vec<CommittedOffset> {
-        let offsets = self
-            .groups
-            .get(group)
-            .into_iter()
-            .flat_map(|view| &view.offsets);
+        let offsets = self.groups.get(group).into_iter().flat_map(|view| &view.offsets);
         let flat = offsets.flat_map(|(topic, queues)| {
             queues.iter().map(|(&queue, at)| {
                 let topic = topic.clone();
-                CommittedOffset {
-                    topic,
-                    queue,
-                    offset: at.value,
-                }
+                CommittedOffset { topic, queue, offset: at.value }
             })
         });
         flat.collect()
     }
 
     /// The records that say again what only records below `position` say now: what has to be
-    /// appended anew before that part of the log can go.
-    pub(crate) fn carried_forward(&self, position: u64) -> Vec<SystemRecord> {
-        let topics = self.topics.values().filter(|at| at.position < position);
-        let mut records: Vec<_> = topics
-            .map(|at| SystemRecord::Topic(at.value.clone()))
-            .collect();
+    /// appended anew before that part of the log can go. `floors` are the ends of the queues that
+    /// will have no record left, by topic.
+    pub(crate) fn carried_forward(
+        &self,
+        position: u64,
+        floors: &HashMap<Arc<str>, Vec<QueueOffset>>,
+    ) -> Vec<SystemRecord> {
+        let mut records = Vec::new();
+        for (name, topic) in &self.topics {
+            let floors = floors.get(name).map_or(&[][..], |floors| floors);
+            let new_floor = floors.iter().any(|floor| !topic.value.floors.contains(floor));
+            if topic.position < position || new_floor {
+                let floors = floors.to_vec();
+                records.push(SystemRecord::Topic(TopicRecord { floors, ..topic.value.clone() }));
+            }
+        }
         for (name, view) in &self.groups {
             let old_record = view.record.iter().filter(|at| at.position < position);
             records.extend(old_record.map(|at| SystemRecord::Group(at.value.clone())));
@@ -200,14 +216,8 @@ impl Views {
                 .iter()
                 .map(|(topic, queues)| {
                     let old = queues.iter().filter(|(_, at)| at.position < position);
-                    let queues = old.map(|(&queue, at)| QueueOffset {
-                        queue,
-                        offset: at.value,
-                    });
-                    TopicOffsets {
-                        topic: topic.to_string(),
-                        queues: queues.collect(),
-                    }
+                    let queues = old.map(|(&queue, at)| QueueOffset { queue, offset: at.value });
+                    TopicOffsets { topic: topic.to_string(), queues: queues.collect() }
                 })
                 .filter(|topic| !topic.queues.is_empty())
                 .collect();
@@ -230,11 +240,7 @@ pub(crate) fn topic_config(record: &TopicRecord) -> TopicConfig {
     TopicConfig {
         name: record.name.clone(),
         queues: record.queues,
-        durability: if write {
-            Durability::Write
-        } else {
-            Durability::Flush
-        },
+        durability: if write { Durability::Write } else { Durability::Flush },
         retention_ms: record.retention_ms,
         retention_bytes: record.retention_bytes,
         created_ms: record.created_ms,
@@ -255,6 +261,7 @@ pub(crate) fn topic_record(config: &TopicConfig) -> TopicRecord {
         retention_bytes: config.retention_bytes,
         created_ms: config.created_ms,
         created_position: None,
+        floors: Vec::new(),
     }
 }
 
@@ -263,23 +270,13 @@ mod tests {
     use super::*;
 
     fn topic(name: &str, queues: u32) -> SystemRecord {
-        SystemRecord::Topic(TopicRecord {
-            name: name.into(),
-            queues,
-            ..Default::default()
-        })
+        SystemRecord::Topic(TopicRecord { name: name.into(), queues, ..Default::default() })
     }
 
     fn commit(group: &str, topic: &str, offset: u64) -> SystemRecord {
         let queues = vec![QueueOffset { queue: 0, offset }];
-        let topics = vec![TopicOffsets {
-            topic: topic.into(),
-            queues,
-        }];
-        SystemRecord::Offsets(OffsetsRecord {
-            group: group.into(),
-            topics,
-        })
+        let topics = vec![TopicOffsets { topic: topic.into(), queues }];
+        SystemRecord::Offsets(OffsetsRecord { group: group.into(), topics })
     }
 
     #[test]
@@ -302,10 +299,7 @@ mod tests {
         }
         let once = format!("{:?}{:?}", views.topics, views.groups);
         for (i, record) in log.iter().enumerate() {
-            assert_eq!(
-                views.fold(record.clone(), i as u64 * 10, i as u64 * 10 + 10),
-                Effect::None
-            );
+            assert_eq!(views.fold(record.clone(), i as u64 * 10, i as u64 * 10 + 10), Effect::None);
         }
         assert_eq!(format!("{:?}{:?}", views.topics, views.groups), once);
         assert_eq!(
@@ -323,12 +317,12 @@ mod tests {
         views.fold(commit("g", "a", 7), 10, 20);
         views.fold(commit("g", "a", 9), 20, 30);
         assert_eq!(
-            views.carried_forward(20).len(),
+            views.carried_forward(20, &HashMap::new()).len(),
             1,
             "the newer commit needs no carrying"
         );
 
-        let carried = views.carried_forward(30);
+        let carried = views.carried_forward(30, &HashMap::new());
         let mut rebuilt = Views::default();
         for (i, record) in carried.into_iter().enumerate() {
             rebuilt.fold(record, 100 + i as u64, 101 + i as u64);

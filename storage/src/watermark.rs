@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Instant;
@@ -13,12 +13,12 @@ use parking_lot::Mutex;
 
 /// A position that only rises. Threads and futures can wait until it has reached a value.
 ///
-/// Raising it costs one store and one load while nobody waits.
+/// Raising it costs one store and one load while nobody waits for what it reaches.
 #[derive(Debug)]
 pub struct Watermark {
     position: AtomicU64,
-    /// How many are in `waiting.wakers`; read without the lock by those who raise the position.
-    waiters: AtomicUsize,
+    /// The lowest position somebody waits for; read without the lock by those who raise the position.
+    lowest: AtomicU64,
     waiting: Mutex<Waiting>,
 }
 
@@ -41,7 +41,7 @@ impl Watermark {
     pub(crate) fn new(position: u64) -> Watermark {
         Watermark {
             position: AtomicU64::new(position),
-            waiters: AtomicUsize::new(0),
+            lowest: AtomicU64::new(u64::MAX),
             waiting: Mutex::default(),
         }
     }
@@ -53,11 +53,7 @@ impl Watermark {
 
     /// A future that completes when the position has been reached. It works on any runtime.
     pub fn reached(&self, position: u64) -> Reached<'_> {
-        Reached {
-            watermark: self,
-            position,
-            id: None,
-        }
+        Reached { watermark: self, position, id: None }
     }
 
     /// Blocks the thread until the position has been reached.
@@ -89,9 +85,9 @@ impl Watermark {
     /// Raises the position; a lower one changes nothing.
     pub(crate) fn advance(&self, position: u64) {
         self.position.fetch_max(position, SeqCst);
-        // Whoever registers raises `waiters` before looking at `position` once more, so either that
-        // look sees the new position or this one sees the waiter.
-        if self.waiters.load(SeqCst) > 0 {
+        // Whoever registers sets `lowest` before looking at `position` once more, so either that look
+        // sees the new position or this one sees the waiter.
+        if self.lowest.load(SeqCst) <= position {
             self.wake();
         }
     }
@@ -101,18 +97,25 @@ impl Watermark {
         let wakers = {
             let mut waiting = self.waiting.lock();
             waiting.closed.get_or_insert_with(|| reason.clone());
-            self.waiters.store(0, SeqCst);
+            self.lowest.store(u64::MAX, SeqCst);
             std::mem::take(&mut waiting.wakers)
         };
         wakers.into_values().for_each(Waker::wake);
+    }
+
+    fn set_lowest(&self, waiting: &Waiting) {
+        let lowest =
+            waiting.wakers.first_key_value().map_or(u64::MAX, |((position, _), _)| *position);
+        self.lowest.store(lowest, SeqCst);
     }
 
     fn wake(&self) {
         let reached = {
             let mut waiting = self.waiting.lock();
             let later = waiting.wakers.split_off(&(self.get() + 1, 0));
-            self.waiters.store(later.len(), SeqCst);
-            std::mem::replace(&mut waiting.wakers, later)
+            let reached = std::mem::replace(&mut waiting.wakers, later);
+            self.set_lowest(&waiting);
+            reached
         };
         reached.into_values().for_each(Waker::wake);
     }
@@ -146,23 +149,19 @@ impl Future for Reached<'_> {
         }
         let mut waiting = watermark.waiting.lock();
         if let Some(reason) = &waiting.closed {
-            return Poll::Ready(Err(WatermarkClosed {
-                reason: reason.clone(),
-            }));
+            return Poll::Ready(Err(WatermarkClosed { reason: reason.clone() }));
         }
         let id = *self.id.get_or_insert_with(|| {
             waiting.next_id += 1;
             waiting.next_id
         });
-        waiting
-            .wakers
-            .insert((self.position, id), context.waker().clone());
-        watermark.waiters.store(waiting.wakers.len(), SeqCst);
+        waiting.wakers.insert((self.position, id), context.waker().clone());
+        watermark.set_lowest(&waiting);
         if watermark.get() < self.position {
             return Poll::Pending;
         }
         waiting.wakers.remove(&(self.position, id));
-        watermark.waiters.store(waiting.wakers.len(), SeqCst);
+        watermark.set_lowest(&waiting);
         Poll::Ready(Ok(()))
     }
 }
@@ -172,7 +171,7 @@ impl Drop for Reached<'_> {
         if let Some(id) = self.id {
             let mut waiting = self.watermark.waiting.lock();
             waiting.wakers.remove(&(self.position, id));
-            self.watermark.waiters.store(waiting.wakers.len(), SeqCst);
+            self.watermark.set_lowest(&waiting);
         }
     }
 }
@@ -218,9 +217,6 @@ mod tests {
         let watermark = Watermark::new(0);
         let deadline = Instant::now() + Duration::from_millis(5);
         assert!(!watermark.wait_until(1, Some(deadline)).unwrap());
-        assert!(
-            watermark.waiting.lock().wakers.is_empty(),
-            "a dropped wait leaves nothing behind"
-        );
+        assert!(watermark.waiting.lock().wakers.is_empty(), "a dropped wait leaves nothing behind");
     }
 }

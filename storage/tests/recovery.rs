@@ -29,10 +29,8 @@ fn open(dir: &Path) -> (std::sync::Arc<Store>, std::sync::Arc<Queue>) {
 }
 
 fn segments(dir: &Path) -> Vec<PathBuf> {
-    let mut paths: Vec<_> = fs::read_dir(dir.join("commitlog"))
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .collect();
+    let mut paths: Vec<_> =
+        fs::read_dir(dir.join("commitlog")).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
     paths
 }
@@ -45,11 +43,7 @@ fn end_of_log(dir: &Path) -> u64 {
 }
 
 fn flip(path: &Path, at: u64) {
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
@@ -70,15 +64,9 @@ fn everything_flushed_is_there_after_a_crash_and_appending_goes_on() {
 fn recovering_twice_gives_the_same_bytes() {
     let dir = crashed(300);
     drop(open(dir.path()));
-    let once: Vec<_> = segments(dir.path())
-        .iter()
-        .map(|p| fs::read(p).unwrap())
-        .collect();
+    let once: Vec<_> = segments(dir.path()).iter().map(|p| fs::read(p).unwrap()).collect();
     drop(open(dir.path()));
-    let twice: Vec<_> = segments(dir.path())
-        .iter()
-        .map(|p| fs::read(p).unwrap())
-        .collect();
+    let twice: Vec<_> = segments(dir.path()).iter().map(|p| fs::read(p).unwrap()).collect();
     assert!(once == twice);
 }
 
@@ -88,23 +76,9 @@ fn a_torn_tail_is_cut_at_the_last_whole_record_and_zeroed() {
     let end = end_of_log(dir.path());
     let newest = segments(dir.path())
         .into_iter()
-        .rfind(|p| {
-            p.file_name()
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .parse::<u64>()
-                .unwrap()
-                < end
-        })
+        .rfind(|p| p.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap() < end)
         .unwrap();
-    let base: u64 = newest
-        .file_name()
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let base: u64 = newest.file_name().unwrap().to_str().unwrap().parse().unwrap();
     // Half a record behind the end, and stale bytes further on.
     let half = &records("t", 0, &[b"never acknowledged"])[..60];
     let file = fs::OpenOptions::new().write(true).open(&newest).unwrap();
@@ -124,13 +98,7 @@ fn a_whole_record_at_the_wrong_position_does_not_count() {
     let dir = crashed(100);
     let end = end_of_log(dir.path());
     let newest = segments(dir.path()).pop().unwrap();
-    let base: u64 = newest
-        .file_name()
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let base: u64 = newest.file_name().unwrap().to_str().unwrap().parse().unwrap();
     let first = fs::read(&segments(dir.path())[0]).unwrap();
     let size = u32::from_be_bytes(first[..4].try_into().unwrap()) as usize;
     let file = fs::OpenOptions::new().write(true).open(&newest).unwrap();
@@ -148,10 +116,7 @@ fn a_missing_segment_below_the_durable_position_is_refused_and_nothing_changes()
     fs::remove_file(&paths[1]).unwrap();
     let error = Store::open(config(dir.path())).unwrap_err();
     assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
-    assert!(
-        error.to_string().contains("the segment is missing"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the segment is missing"), "{error}");
     assert_eq!(segments(dir.path()).len(), paths.len() - 1);
 }
 
@@ -180,11 +145,7 @@ fn every_view_can_be_lost_alone_or_together() {
             }
         }
         let (store, queue) = open(copy.path());
-        assert_eq!(
-            read_all(&store, &queue),
-            numbered(0..400),
-            "without {lost:?}"
-        );
+        assert_eq!(read_all(&store, &queue), numbered(0..400), "without {lost:?}");
     }
 }
 
@@ -207,4 +168,16 @@ fn a_flipped_bit_in_the_unchecked_past_never_stops_the_others() {
     let (store, queue) = open(dir.path());
     assert_eq!(queue.max_offset(), 200);
     append_numbered(&store, &queue, 200..201);
+}
+
+#[test]
+fn a_flipped_bit_in_what_was_acknowledged_is_refused_and_nothing_changes() {
+    let dir = crashed(100); // no checkpoint since the start: only the flush mark knows
+    let path = &segments(dir.path())[0];
+    flip(path, 5000);
+    let before = fs::read(path).unwrap();
+    let error = Store::open(config(dir.path())).unwrap_err();
+    assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("checksum is wrong"), "{error}");
+    assert!(fs::read(path).unwrap() == before);
 }

@@ -17,10 +17,7 @@ use support::*;
 fn both_paths(test: impl Fn(StoreConfig)) {
     for append_path in [AppendPath::Mapped, AppendPath::Pwrite] {
         let dir = tempfile::tempdir().unwrap();
-        test(StoreConfig {
-            append_path,
-            ..config(dir.path())
-        });
+        test(StoreConfig { append_path, ..config(dir.path()) });
     }
 }
 
@@ -31,11 +28,7 @@ fn records_come_back_in_order_over_many_segments_and_restarts() {
             let store = Store::open(config.clone()).unwrap();
             let topic = store.topic("t").unwrap_or_else(|| topic(&store, "t", 2));
             for id in 0..2 {
-                append_numbered(
-                    &store,
-                    &topic.queue(id).unwrap(),
-                    round * 200..round * 200 + 200,
-                );
+                append_numbered(&store, &topic.queue(id).unwrap(), round * 200..round * 200 + 200);
             }
             for queue in topic.queues() {
                 assert!(read_all(&store, &queue) == numbered(0..round * 200 + 200));
@@ -68,21 +61,10 @@ fn adjoining_records_become_one_range() {
     append_bodies(&store, &a, &[b"1", b"2", b"3"]);
     append_bodies(&store, &b, &[b"between"]);
     append_bodies(&store, &a, &[b"4"]);
-    let plan = store
-        .plan_read(&a, 0, 1 << 20, &TagFilter::All, IndexRead::ResidentOnly)
-        .unwrap();
-    assert_eq!(
-        (plan.ranges.len(), plan.records, plan.next_offset),
-        (2, 4, 4)
-    );
-    let first = store
-        .plan_read(&a, 0, 1, &TagFilter::All, IndexRead::ResidentOnly)
-        .unwrap();
-    assert_eq!(
-        (first.records, first.next_offset),
-        (1, 1),
-        "one record, however small the limit"
-    );
+    let plan = store.plan_read(&a, 0, 1 << 20, &TagFilter::All, IndexRead::ResidentOnly).unwrap();
+    assert_eq!((plan.ranges.len(), plan.records, plan.next_offset), (2, 4, 4));
+    let first = store.plan_read(&a, 0, 1, &TagFilter::All, IndexRead::ResidentOnly).unwrap();
+    assert_eq!((first.records, first.next_offset), (1, 1), "one record, however small the limit");
 }
 
 #[test]
@@ -95,9 +77,7 @@ fn a_filter_passes_over_what_does_not_match() {
     }
     let plan = |tags: &[&str]| {
         let filter = TagFilter::Hashes(tags.iter().map(|tag| tag_hash(tag)).collect());
-        store
-            .plan_read(&queue, 0, 1 << 20, &filter, IndexRead::MayBlock)
-            .unwrap()
+        store.plan_read(&queue, 0, 1 << 20, &filter, IndexRead::MayBlock).unwrap()
     };
     assert_eq!((plan(&["a"]).records, plan(&["a"]).next_offset), (2, 5));
     assert_eq!(plan(&["a", "c"]).records, 3);
@@ -110,17 +90,10 @@ fn offsets_outside_the_queue_are_refused_with_the_range() {
     let store = Store::open(config(dir.path())).unwrap();
     let queue = topic(&store, "t", 1).queue(0).unwrap();
     append_bodies(&store, &queue, &[b"1", b"2"]);
-    let at_end = store
-        .plan_read(&queue, 2, 100, &TagFilter::All, IndexRead::MayBlock)
-        .unwrap();
+    let at_end = store.plan_read(&queue, 2, 100, &TagFilter::All, IndexRead::MayBlock).unwrap();
     assert_eq!((at_end.records, at_end.next_offset), (0, 2));
-    let error = store
-        .plan_read(&queue, 3, 100, &TagFilter::All, IndexRead::MayBlock)
-        .unwrap_err();
-    assert!(
-        matches!(error, ReadError::OutOfRange { min: 0, max: 2 }),
-        "{error}"
-    );
+    let error = store.plan_read(&queue, 3, 100, &TagFilter::All, IndexRead::MayBlock).unwrap_err();
+    assert!(matches!(error, ReadError::OutOfRange { min: 0, max: 2 }), "{error}");
 }
 
 struct Count(AtomicUsize);
@@ -134,15 +107,9 @@ impl Wake for Count {
 #[test]
 fn what_is_not_flushed_is_visible_only_where_the_topic_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let lazy = StoreConfig {
-        flush_interval: Duration::from_secs(3600),
-        ..config(dir.path())
-    };
+    let lazy = StoreConfig { flush_interval: Duration::from_secs(3600), ..config(dir.path()) };
     let store = Store::open(lazy).unwrap();
-    let write = TopicConfig {
-        durability: Durability::Write,
-        ..TopicConfig::new("write", 1)
-    };
+    let write = TopicConfig { durability: Durability::Write, ..TopicConfig::new("write", 1) };
     let queue = store.create_topic(write).unwrap().queue(0).unwrap();
     let woken = Arc::new(Count(AtomicUsize::new(0)));
     queue.arrivals().register(&Waker::from(woken.clone()));
@@ -155,16 +122,9 @@ fn what_is_not_flushed_is_visible_only_where_the_topic_says_so() {
     assert_eq!(queue.max_offset(), 1);
     assert_eq!(read_all(&store, &queue).len(), 1);
 
-    let stricter = TopicUpdate {
-        durability: Some(Durability::Flush),
-        ..TopicUpdate::default()
-    };
+    let stricter = TopicUpdate { durability: Some(Durability::Flush), ..TopicUpdate::default() };
     store.update_topic("write", stricter).unwrap();
-    assert_eq!(
-        queue.max_offset(),
-        1,
-        "recording the change has flushed it all"
-    );
+    assert_eq!(queue.max_offset(), 1, "recording the change has flushed it all");
     store.close().unwrap();
     assert!(woken.0.load(SeqCst) >= 1);
 }
@@ -178,36 +138,21 @@ fn topics_keep_their_settings_and_a_second_one_of_a_name_starts_empty() {
     let duplicate = store.create_topic(TopicConfig::new("t", 1)).unwrap_err();
     assert_eq!(duplicate.code(), ErrorCode::TopicExists);
 
-    let more = TopicUpdate {
-        queues: Some(3),
-        retention_ms: Some(5),
-        ..TopicUpdate::default()
-    };
+    let more = TopicUpdate { queues: Some(3), retention_ms: Some(5), ..TopicUpdate::default() };
     assert_eq!(store.update_topic("t", more).unwrap().queues().len(), 3);
-    let fewer = TopicUpdate {
-        queues: Some(1),
-        ..TopicUpdate::default()
-    };
-    assert_eq!(
-        store.update_topic("t", fewer).unwrap_err().code(),
-        ErrorCode::InvalidRequest
-    );
+    let fewer = TopicUpdate { queues: Some(1), ..TopicUpdate::default() };
+    assert_eq!(store.update_topic("t", fewer).unwrap_err().code(), ErrorCode::InvalidRequest);
 
     store.delete_topic("t").unwrap();
     assert!(store.topic("t").is_none());
     let mut bytes = records("t", 0, &[b"late"]);
     let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
-    let late = store
-        .append(&first.queue(0).unwrap(), &mut run)
-        .unwrap_err();
+    let late = store.append(&first.queue(0).unwrap(), &mut run).unwrap_err();
     assert_eq!(late.code(), ErrorCode::UnknownTopic);
 
     let second = topic(&store, "t", 1);
     append_bodies(&store, &second.queue(0).unwrap(), &[b"new"]);
-    assert_eq!(
-        read_all(&store, &second.queue(0).unwrap()),
-        [(0, b"new".to_vec())]
-    );
+    assert_eq!(read_all(&store, &second.queue(0).unwrap()), [(0, b"new".to_vec())]);
     store.close().unwrap();
     // Neither an unclean start nor a rebuild from the log brings the first one's records back.
     for lost in ["", "views.redb", "consumequeue"] {
@@ -221,22 +166,14 @@ fn topics_keep_their_settings_and_a_second_one_of_a_name_starts_empty() {
         }
         let store = Store::open(config(copy.path())).unwrap();
         let queue = store.topic("t").unwrap().queue(0).unwrap();
-        assert_eq!(
-            read_all(&store, &queue),
-            [(0, b"new".to_vec())],
-            "without {lost:?}"
-        );
+        assert_eq!(read_all(&store, &queue), [(0, b"new".to_vec())], "without {lost:?}");
     }
     let system = store_error(dir.path());
     assert_eq!(system, ErrorCode::SystemTopic);
 }
 
 fn store_error(dir: &std::path::Path) -> ErrorCode {
-    Store::open(config(dir))
-        .unwrap()
-        .delete_topic("%SYS%TOPICS")
-        .unwrap_err()
-        .code()
+    Store::open(config(dir)).unwrap().delete_topic("%SYS%TOPICS").unwrap_err().code()
 }
 
 #[test]
@@ -246,11 +183,7 @@ fn committed_offsets_outlive_restarts_and_end_with_group_and_topic() {
     topic(&store, "t", 2);
     topic(&store, "u", 1);
     let commit = |store: &Store, group: &str, topic: &str, queue, offset| {
-        let offsets = [CommittedOffset {
-            topic: topic.into(),
-            queue,
-            offset,
-        }];
+        let offsets = [CommittedOffset { topic: topic.into(), queue, offset }];
         let end = store.commit_offsets(group, &offsets).unwrap();
         store.durable().wait(end).unwrap();
         store.dispatched().wait(end).unwrap();
@@ -295,40 +228,40 @@ fn retention_by_size_removes_whole_segments_and_loses_no_configuration() {
     };
     let store = Store::open(config.clone()).unwrap();
     let queue = topic(&store, "t", 1).queue(0).unwrap();
-    let offsets = [CommittedOffset {
-        topic: "t".into(),
-        queue: 0,
-        offset: 3,
-    }];
+    let offsets = [CommittedOffset { topic: "t".into(), queue: 0, offset: 3 }];
     store.commit_offsets("g", &offsets).unwrap();
-    let pinned = store
-        .plan_read(&queue, 0, 100, &TagFilter::All, IndexRead::MayBlock)
-        .unwrap()
-        .ranges;
-    append_numbered(&store, &queue, 0..2000);
+    let quiet = topic(&store, "quiet", 1).queue(0).unwrap();
+    append_bodies(&store, &quiet, &[b"1", b"2"]);
+    append_bodies(&store, &queue, &[&body(0)]);
+    let pinned = store.plan_read(&queue, 0, 100, &TagFilter::All, IndexRead::MayBlock).unwrap();
+    append_numbered(&store, &queue, 1..2000);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while store.stats().first_position == 0 || store.stats().segments > 5 {
         assert!(std::time::Instant::now() < deadline, "{:?}", store.stats());
         std::thread::sleep(Duration::from_millis(5));
     }
-    drop(pinned);
+    assert!(
+        pinned.ranges[0].bytes().windows(2).any(|pair| pair == b"0-"),
+        "a pinned segment stays"
+    );
+    let error = store.plan_read(&queue, 0, 1, &TagFilter::All, IndexRead::MayBlock).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::OffsetOutOfRange);
+    store.close().unwrap();
+
+    let keep = StoreConfig { retention_bytes: None, ..config };
+    let store = Store::open(keep.clone()).unwrap();
+    let queue = store.topic("t").unwrap().queue(0).unwrap();
     let min = queue.min_offset();
     assert!(min > 0);
     assert!(read_all(&store, &queue) == numbered(min..2000));
-    let error = store
-        .plan_read(&queue, 0, 1, &TagFilter::All, IndexRead::MayBlock)
-        .unwrap_err();
-    assert_eq!(error.code(), ErrorCode::OffsetOutOfRange);
     store.close().unwrap();
 
     // The log alone suffices, although the records that said so first are gone.
     std::fs::remove_file(dir.path().join("views.redb")).unwrap();
     std::fs::remove_dir_all(dir.path().join("consumequeue")).unwrap();
-    let keep = StoreConfig {
-        retention_bytes: None,
-        ..config
-    };
     let store = Store::open(keep).unwrap();
+    let quiet = store.topic("quiet").unwrap().queue(0).unwrap();
+    assert_eq!((quiet.min_offset(), quiet.max_offset()), (2, 2), "numbers are not used again");
     assert_eq!(store.committed_offset("g", "t", 0), Some(3));
     let queue = store.topic("t").unwrap().queue(0).unwrap();
     let min = queue.min_offset();
@@ -341,10 +274,7 @@ fn a_second_process_is_refused() {
     let store = Store::open(config(dir.path())).unwrap();
     let error = Store::open(config(dir.path())).unwrap_err();
     assert!(matches!(error, OpenError::Locked { .. }));
-    assert!(
-        error.to_string().contains("in use by another process"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("in use by another process"), "{error}");
     store.close().unwrap();
     Store::open(config(dir.path())).unwrap();
 }
@@ -358,27 +288,19 @@ fn a_closed_store_refuses_records() {
     store.close().unwrap();
     let mut bytes = records("t", 0, &[b"x"]);
     let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
-    assert_eq!(
-        store.append(&queue, &mut run).unwrap_err().code(),
-        ErrorCode::ShuttingDown
-    );
+    assert_eq!(store.append(&queue, &mut run).unwrap_err().code(), ErrorCode::ShuttingDown);
 }
 
 #[test]
 fn runs_with_foreign_or_damaged_records_are_refused() {
     let check = |topic: &str, queue, mut bytes: Vec<u8>| {
-        RecordRun::check(topic, queue, &mut bytes)
-            .map(|run| run.records())
-            .map_err(|e| e.code())
+        RecordRun::check(topic, queue, &mut bytes).map(|run| run.records()).map_err(|e| e.code())
     };
     let good = records("t", 1, &[b"a", b"b"]);
     assert_eq!(check("t", 1, good.clone()), Ok(2));
     assert_eq!(check("u", 1, good.clone()), Err(ErrorCode::InvalidRecord));
     assert_eq!(check("t", 2, good.clone()), Err(ErrorCode::InvalidRecord));
-    assert_eq!(
-        check("t", 1, good[..good.len() - 1].to_vec()),
-        Err(ErrorCode::InvalidRecord)
-    );
+    assert_eq!(check("t", 1, good[..good.len() - 1].to_vec()), Err(ErrorCode::InvalidRecord));
     assert_eq!(check("t", 1, Vec::new()), Err(ErrorCode::InvalidRecord));
     let mut flipped = good.clone();
     flipped[88] ^= 1;

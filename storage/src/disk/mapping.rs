@@ -34,11 +34,7 @@ impl Mapping {
         let raw = MmapOptions::new().len(bytes).map_raw(file)?;
         // Single-page folios: a sync then writes what was appended and not the whole large folio.
         raw.advise(Advice::Random)?;
-        Ok(Mapping {
-            raw,
-            filled: AtomicUsize::new(filled),
-            has_tail: AtomicBool::new(false),
-        })
+        Ok(Mapping { raw, filled: AtomicUsize::new(filled), has_tail: AtomicBool::new(false) })
     }
 
     /// How many bytes from the start are complete.
@@ -65,17 +61,13 @@ impl Mapping {
 
     /// Faults in and dirties the pages of a range, so that a later store does not.
     pub(crate) fn populate(&self, from: usize, to: usize) -> io::Result<()> {
-        self.raw
-            .advise_range(Advice::PopulateWrite, from, to - from)
+        self.raw.advise_range(Advice::PopulateWrite, from, to - from)
     }
 
     /// The right to write above *filled*. `None` if somebody has it already.
     pub(crate) fn tail(self: &Arc<Self>) -> Option<MappedTail> {
         let first = !self.has_tail.swap(true, AcqRel);
-        first.then(|| MappedTail {
-            at: self.filled(),
-            mapping: self.clone(),
-        })
+        first.then(|| MappedTail { at: self.filled(), mapping: self.clone() })
     }
 }
 
@@ -100,10 +92,7 @@ impl MappedTail {
     /// If they do not fit; the appender rolls before that.
     pub(crate) fn put(&mut self, bytes: &[u8]) {
         let end = self.at + bytes.len();
-        assert!(
-            end <= self.mapping.raw.len(),
-            "a write past the end of the segment"
-        );
+        assert!(end <= self.mapping.raw.len(), "a write past the end of the segment");
         // SAFETY: the range is mapped by the assertion; it lies at or above `filled`, where no
         // reference exists, and `self` is the only writer (`Mapping::tail` hands out one).
         unsafe {
@@ -115,10 +104,7 @@ impl MappedTail {
 
     /// Moves past bytes that were written through the file, which shares its pages with the mapping.
     pub(crate) fn skip(&mut self, bytes: usize) {
-        assert!(
-            self.at + bytes <= self.mapping.raw.len(),
-            "a write past the end of the segment"
-        );
+        assert!(self.at + bytes <= self.mapping.raw.len(), "a write past the end of the segment");
         self.at += bytes;
     }
 

@@ -29,12 +29,8 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_reserved(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         // Without KEEP_SIZE: the size is durable with the file and fdatasync has less to do.
         if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, bytes) {
             // A half-made file must not be found by the next start.
@@ -90,12 +86,7 @@ impl Disk for RealDisk {
 
     fn lock(&self, path: &Path) -> io::Result<DiskLock> {
         let options = &mut OpenOptions::new();
-        let file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let file = options.read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),

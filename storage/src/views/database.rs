@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longwire_proto::store::{GroupRecord, TopicRecord};
+use parking_lot::Mutex;
 use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
 use redb::{TableDefinition, WriteTransaction};
@@ -31,12 +32,18 @@ const QUEUE_ENDS: TableDefinition<(&str, u32), u64> = TableDefinition::new("queu
 const VERSION: u64 = 1;
 const CACHE_BYTES: usize = 4 << 20;
 
+/// Topic and queue, and where its consume queue ends on disk.
+pub(crate) type QueueEnd = ((Arc<str>, u32), u64);
+
 /// The ends of consume queues, by topic and queue.
 pub(crate) type QueueEnds = HashMap<(Arc<str>, u32), u64>;
 
 #[derive(Debug)]
 pub(crate) struct ViewDatabase {
-    database: Database,
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    /// `None` after a failed write: redb refuses everything then until it is opened again.
+    database: Mutex<Option<Database>>,
 }
 
 /// What the database holds.
@@ -50,78 +57,100 @@ impl ViewDatabase {
     /// Opens the database and reads all of it. One that cannot be read is made anew: the log has
     /// everything that was in it.
     pub(crate) fn open(
-        disk: &dyn Disk,
+        disk: Arc<dyn Disk>,
         path: &Path,
     ) -> Result<(ViewDatabase, Stored), redb::Error> {
-        match Self::open_existing(disk, path) {
-            Ok(opened) => Ok(opened),
+        let opened = open(&*disk, path).and_then(|database| Ok((read(&database)?, database)));
+        let (stored, database) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
                 let path_shown = path.display();
                 tracing::warn!(path = %path_shown, %error, "the views cannot be read; rebuilding");
                 disk.remove(path).map_err(redb::Error::Io)?;
-                Self::open_existing(disk, path)
+                (Stored::default(), open(&*disk, path)?)
             }
-        }
-    }
-
-    fn open_existing(disk: &dyn Disk, path: &Path) -> Result<(ViewDatabase, Stored), redb::Error> {
-        let file = disk.open_or_create(path).map_err(redb::Error::Io)?;
-        let backend = Backend {
-            file,
-            path: path.to_owned(),
         };
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(META)?;
-        transaction.open_table(TOPICS)?;
-        transaction.open_table(GROUPS)?;
-        transaction.open_table(OFFSETS)?;
-        transaction.open_table(QUEUE_ENDS)?;
-        transaction.commit()?;
-        let stored = read(&database)?;
-        Ok((ViewDatabase { database }, stored))
+        let (path, database) = (path.to_owned(), Mutex::new(Some(database)));
+        Ok((ViewDatabase { disk, path, database }, stored))
     }
 
     /// Writes changed entries and the position they bring the views to, in one durable transaction.
+    /// A failed call has changed nothing and can be made again.
     pub(crate) fn checkpoint(
         &self,
         views: &Views,
         changes: &Changes,
         position: u64,
-        queue_ends: &[((Arc<str>, u32), u64)],
+        queue_ends: &[QueueEnd],
     ) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
-        {
+        self.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert("version", VERSION)?;
             meta.insert("position", position)?;
-        }
-        write_topics(&transaction, views, changes)?;
-        write_groups(&transaction, views, changes)?;
-        write_offsets(&transaction, views, changes)?;
-        let mut ends = transaction.open_table(QUEUE_ENDS)?;
-        for ((topic, queue), end) in queue_ends {
-            ends.insert((&**topic, *queue), end)?;
-        }
-        drop(ends);
-        Ok(transaction.commit()?)
+            write_topics(transaction, views, changes)?;
+            write_groups(transaction, views, changes)?;
+            write_offsets(transaction, views, changes)?;
+            let mut ends = transaction.open_table(QUEUE_ENDS)?;
+            for ((topic, queue), end) in queue_ends {
+                ends.insert((&**topic, *queue), end)?;
+            }
+            Ok(())
+        })
     }
 
     /// Empties the database, for a rebuild from the log.
     pub(crate) fn clear(&self) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
-        transaction.delete_table(TOPICS)?;
-        transaction.delete_table(GROUPS)?;
-        transaction.delete_table(OFFSETS)?;
-        transaction.delete_table(QUEUE_ENDS)?;
-        transaction.open_table(TOPICS)?;
-        transaction.open_table(GROUPS)?;
-        transaction.open_table(OFFSETS)?;
-        transaction.open_table(QUEUE_ENDS)?;
-        transaction.open_table(META)?.insert("position", 0)?;
-        Ok(transaction.commit()?)
+        self.write(|transaction| {
+            transaction.delete_table(TOPICS)?;
+            transaction.delete_table(GROUPS)?;
+            transaction.delete_table(OFFSETS)?;
+            transaction.delete_table(QUEUE_ENDS)?;
+            transaction.open_table(META)?.insert("position", 0)?;
+            make_tables(transaction)
+        })
+    }
+
+    fn write(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), redb::Error> {
+        let mut slot = self.database.lock();
+        let database = match slot.take() {
+            Some(database) => database,
+            None => open(&*self.disk, &self.path)?,
+        };
+        let transaction = database.begin_write()?;
+        change(&transaction)?;
+        transaction.commit()?;
+        *slot = Some(database);
+        Ok(())
+    }
+}
+
+fn open(disk: &dyn Disk, path: &Path) -> Result<Database, redb::Error> {
+    let file = disk.open_or_create(path).map_err(redb::Error::Io)?;
+    let backend = Backend { file, path: path.to_owned() };
+    let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
+    let transaction = database.begin_write()?;
+    make_tables(&transaction)?;
+    transaction.commit()?;
+    Ok(database)
+}
+
+fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
+    transaction.open_table(META)?;
+    transaction.open_table(TOPICS)?;
+    transaction.open_table(GROUPS)?;
+    transaction.open_table(OFFSETS)?;
+    transaction.open_table(QUEUE_ENDS)?;
+    Ok(())
+}
+
+/// The error as an I/O error, which keeps its kind.
+pub(crate) fn io_error(error: redb::Error) -> io::Error {
+    match error {
+        redb::Error::Io(error) => error,
+        other => io::Error::other(other.to_string()),
     }
 }
 
@@ -130,22 +159,15 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
     let meta = transaction.open_table(META)?;
     let version = meta.get("version")?.map_or(VERSION, |v| v.value());
     if version != VERSION {
-        return Err(redb::Error::Corrupted(format!(
-            "view version {version} is not {VERSION}"
-        )));
+        return Err(redb::Error::Corrupted(format!("view version {version} is not {VERSION}")));
     }
     let folded = meta.get("position")?.map_or(0, |p| p.value());
-    let mut views = Views {
-        folded,
-        ..Views::default()
-    };
+    let mut views = Views { folded, ..Views::default() };
     for row in transaction.open_table(TOPICS)?.iter()? {
         let (name, value) = row?;
         let (position, record) = value.value();
         let value = TopicRecord::decode(record).map_err(corrupted)?;
-        views
-            .topics
-            .insert(name.value().into(), At { value, position });
+        views.topics.insert(name.value().into(), At { value, position });
     }
     for row in transaction.open_table(GROUPS)?.iter()? {
         let (name, value) = row?;
@@ -155,26 +177,14 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
             _ => Some(GroupRecord::decode(record).map_err(corrupted)?),
         };
         let record = record.map(|value| At { value, position });
-        views.groups.insert(
-            name.value().into(),
-            GroupView {
-                record,
-                ..GroupView::default()
-            },
-        );
+        views.groups.insert(name.value().into(), GroupView { record, ..GroupView::default() });
     }
     for row in transaction.open_table(OFFSETS)?.iter()? {
         let (key, value) = row?;
         let ((group, topic, queue), (position, offset)) = (key.value(), value.value());
         let view = views.groups.entry(group.into()).or_default();
         let queues = view.offsets.entry(topic.into()).or_default();
-        queues.insert(
-            queue,
-            At {
-                value: offset,
-                position,
-            },
-        );
+        queues.insert(queue, At { value: offset, position });
     }
     let mut queue_ends = QueueEnds::new();
     for row in transaction.open_table(QUEUE_ENDS)?.iter()? {
@@ -231,11 +241,7 @@ fn write_offsets(
 ) -> Result<(), redb::Error> {
     let mut offsets = transaction.open_table(OFFSETS)?;
     for (group, topic) in &changes.offsets {
-        match views
-            .groups
-            .get(group)
-            .and_then(|view| view.offsets.get(topic))
-        {
+        match views.groups.get(group).and_then(|view| view.offsets.get(topic)) {
             Some(queues) => {
                 for (&queue, at) in queues {
                     offsets.insert((&**group, &**topic, queue), (at.position, at.value))?;
@@ -285,8 +291,6 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.file
-            .write_all_at(data, offset)
-            .map_err(|e| self.error(e))
+        self.file.write_all_at(data, offset).map_err(|e| self.error(e))
     }
 }

@@ -20,12 +20,7 @@ pub(crate) fn config(dir: &Path) -> StoreConfig {
 pub(crate) fn records(topic: &str, queue: u32, bodies: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for body in bodies {
-        let draft = RecordDraft {
-            topic,
-            queue,
-            body,
-            ..RecordDraft::default()
-        };
+        let draft = RecordDraft { topic, queue, body, ..RecordDraft::default() };
         draft.encode(&mut bytes).unwrap();
     }
     bytes
@@ -33,14 +28,7 @@ pub(crate) fn records(topic: &str, queue: u32, bodies: &[&[u8]]) -> Vec<u8> {
 
 pub(crate) fn tagged(topic: &str, tag: &str, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    RecordDraft {
-        topic,
-        tag,
-        body,
-        ..RecordDraft::default()
-    }
-    .encode(&mut bytes)
-    .unwrap();
+    RecordDraft { topic, tag, body, ..RecordDraft::default() }.encode(&mut bytes).unwrap();
     bytes
 }
 
@@ -62,9 +50,8 @@ pub(crate) fn append_bodies(store: &Store, queue: &Queue, bodies: &[&[u8]]) -> V
 pub(crate) fn read_from(store: &Store, queue: &Queue, mut offset: u64) -> Vec<(u64, Vec<u8>)> {
     let mut all = Vec::new();
     loop {
-        let plan = store
-            .plan_read(queue, offset, 4096, &TagFilter::All, IndexRead::MayBlock)
-            .unwrap();
+        let plan =
+            store.plan_read(queue, offset, 4096, &TagFilter::All, IndexRead::MayBlock).unwrap();
         if plan.records == 0 {
             return all;
         }
@@ -73,10 +60,7 @@ pub(crate) fn read_from(store: &Store, queue: &Queue, mut offset: u64) -> Vec<(u
             while !bytes.is_empty() {
                 let record = RecordView::parse(bytes).unwrap();
                 record.verify_checksum().unwrap();
-                assert_eq!(
-                    (record.topic(), record.queue()),
-                    (&**queue.topic(), queue.id())
-                );
+                assert_eq!((record.topic(), record.queue()), (&**queue.topic(), queue.id()));
                 all.push((record.offset(), record.body().to_vec()));
                 bytes = &bytes[record.size()..];
             }
@@ -95,11 +79,7 @@ pub(crate) fn numbered(range: std::ops::Range<u64>) -> Vec<(u64, Vec<u8>)> {
 
 /// A body that tells which it is, of varying size.
 pub(crate) fn body(i: u64) -> Vec<u8> {
-    format!("{i}-")
-        .into_bytes()
-        .into_iter()
-        .chain((0..i * 37 % 900).map(|b| b as u8))
-        .collect()
+    format!("{i}-").into_bytes().into_iter().chain((0..i * 37 % 900).map(|b| b as u8)).collect()
 }
 
 pub(crate) fn append_numbered(store: &Store, queue: &Queue, range: std::ops::Range<u64>) {
