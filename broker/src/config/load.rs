@@ -1,0 +1,273 @@
+//! Defaults, file, environment, flags: one over the other.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{Config, InvalidConfig};
+
+/// The beginning of every environment variable the broker reads.
+const ENV_PREFIX: &str = "LONGWIRE_";
+/// Names the configuration file, where no flag does.
+const ENV_CONFIG: &str = "LONGWIRE_CONFIG";
+
+/// Where a configuration comes from, in rising precedence.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The TOML file; where `None`, the variable `LONGWIRE_CONFIG` can name one.
+    pub file: Option<PathBuf>,
+    /// The environment. Only names that begin with `LONGWIRE_` are looked at.
+    pub environment: Vec<(String, String)>,
+    /// `key=value` pairs, such as `storage.segment_bytes=64MiB`.
+    pub settings: Vec<String>,
+}
+
+/// A valid configuration and what was odd on the way to it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The effective configuration.
+    pub config: Config,
+    /// Variables that look like settings but are none; to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, has an unknown key, or a value of the wrong kind.
+    #[error("the configuration file {} is not valid: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        message: String,
+    },
+    /// A variable or a flag sets a key to something it cannot be.
+    #[error("{origin}: {message}")]
+    Setting {
+        /// The variable or flag.
+        origin: String,
+        /// The reason.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error(transparent)]
+    Invalid(#[from] InvalidConfig),
+}
+
+/// Puts the sources over the defaults and checks the outcome.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let mut config = Config::default();
+    if let Some(path) = config_file(sources) {
+        config = read_file(&path)?;
+    }
+    let keys = keys(&config);
+    let mut warnings = Vec::new();
+    for (name, value) in &sources.environment {
+        if !name.starts_with(ENV_PREFIX) || name == ENV_CONFIG {
+            continue;
+        }
+        match keys.iter().find(|key| variable(key) == *name) {
+            Some(key) => config = set(&config, key, value, &format!("{name}={value}"))?,
+            None => warnings.push(format!("the variable {name} names no setting and is ignored")),
+        }
+    }
+    for setting in &sources.settings {
+        let origin = format!("--set {setting}");
+        let fail = |message: &str| ConfigError::Setting {
+            origin: origin.clone(),
+            message: message.to_owned(),
+        };
+        let (key, value) = setting.split_once('=').ok_or_else(|| fail("write it as key=value"))?;
+        let key = key.trim();
+        if !keys.iter().any(|known| known == key) {
+            return Err(fail(&format!("there is no setting {key:?}")));
+        }
+        config = set(&config, key, value, &origin)?;
+    }
+    config.check()?;
+    Ok(Loaded { config, warnings })
+}
+
+impl Config {
+    /// The configuration as a TOML file that reads back as the same.
+    pub fn to_toml(&self) -> String {
+        // Every field is text, a number or a boolean, so there is nothing TOML cannot say.
+        toml::to_string(self).unwrap_or_default()
+    }
+}
+
+fn config_file(sources: &Sources) -> Option<PathBuf> {
+    let variable = || sources.environment.iter().find(|(name, _)| name == ENV_CONFIG);
+    sources.file.clone().or_else(|| variable().map(|(_, path)| PathBuf::from(path)))
+}
+
+fn read_file(path: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    // Read straight from the text, so that errors carry line and column.
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::File { path: path.to_owned(), message: error.to_string() })
+}
+
+/// The variable that sets a key: `storage.segment_bytes` is `LONGWIRE_STORAGE_SEGMENT_BYTES`.
+fn variable(key: &str) -> String {
+    format!("{ENV_PREFIX}{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Every key there is, as `section.name`.
+fn keys(config: &Config) -> Vec<String> {
+    let mut keys = Vec::new();
+    for (name, value) in to_table(config) {
+        match value {
+            Value::Table(section) => keys.extend(section.keys().map(|key| format!("{name}.{key}"))),
+            _ => keys.push(name),
+        }
+    }
+    keys
+}
+
+fn to_table(config: &Config) -> Table {
+    Table::try_from(config).unwrap_or_default()
+}
+
+/// `config` with one key set from text. `key` must be one of [`keys`].
+fn set(config: &Config, key: &str, text: &str, origin: &str) -> Result<Config, ConfigError> {
+    let mut root = to_table(config);
+    let (table, name) = match key.split_once('.') {
+        Some((section, name)) => (root.get_mut(section).and_then(Value::as_table_mut), name),
+        None => (Some(&mut root), key),
+    };
+    let fail = |message: String| ConfigError::Setting { origin: origin.to_owned(), message };
+    if let Some(slot) = table.and_then(|table| table.get_mut(name)) {
+        *slot = match slot {
+            Value::Integer(_) => Value::Integer(
+                text.trim().parse().map_err(|_| fail(format!("{key} is a whole number")))?,
+            ),
+            Value::Boolean(_) => Value::Boolean(
+                text.trim().parse().map_err(|_| fail(format!("{key} is true or false")))?,
+            ),
+            _ => Value::String(text.to_owned()),
+        };
+    }
+    root.try_into().map_err(|error: toml::de::Error| fail(error.message().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::time::Duration;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn flags_override_the_environment_which_overrides_the_file_which_overrides_defaults() {
+        let file = file(
+            "data_dir = '/file'\n[storage]\nsegment_bytes = '64MiB'\nflush_interval = '1s'\n\
+             [broker]\ndefault_queues = 3",
+        );
+        let sources = Sources {
+            file: Some(file.path().to_owned()),
+            environment: environment(&[
+                ("LONGWIRE_STORAGE_SEGMENT_BYTES", "128MiB"),
+                ("LONGWIRE_STORAGE_FLUSH_INTERVAL", "2s"),
+                ("LONGWIRE_BROKER_AUTO_CREATE_TOPICS", "false"),
+                ("PATH", "/bin"),
+            ]),
+            settings: vec!["storage.segment_bytes=256MiB".into()],
+        };
+        let Loaded { config, warnings } = load(&sources).unwrap();
+        assert_eq!(config.storage.segment_bytes, 256 << 20, "flag");
+        assert_eq!(config.storage.flush_interval, Duration::from_secs(2), "environment");
+        assert!(!config.broker.auto_create_topics, "environment");
+        assert_eq!(config.broker.default_queues, 3, "file");
+        assert_eq!(config.data_dir, PathBuf::from("/file"), "file");
+        assert_eq!(config.limits, Config::default().limits, "default");
+        assert_eq!(warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_file_can_be_named_by_the_environment() {
+        let file = file("[broker]\ndefault_queues = 5");
+        let path = file.path().to_str().unwrap();
+        let environment = environment(&[("LONGWIRE_CONFIG", path)]);
+        let loaded = load(&Sources { environment, ..Sources::default() }).unwrap();
+        assert_eq!(loaded.config.broker.default_queues, 5);
+    }
+
+    #[test]
+    fn the_printed_configuration_reads_back_as_the_same() {
+        let mut config = Config::default();
+        config.storage.retention_age = None;
+        config.storage.retention_bytes = Some(3_000_000_001);
+        config.listen.advertised_data = Some("broker.example:7650".into());
+        config.transfer.send_buffer_bytes = Some(123_456);
+        for config in [Config::default(), config] {
+            let file = file(&config.to_toml());
+            let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+            assert_eq!(load(&sources).unwrap().config, config);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_that_name_them_and_unknown_variables_are_warnings() {
+        let file = file("[storage]\nsegment_byte = 1");
+        let error = load(&Sources { file: Some(file.path().to_owned()), ..Sources::default() });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("segment_byte") && error.contains("line 2"), "{error}");
+
+        let settings = vec!["storage.nothing=1".into()];
+        let error = load(&Sources { settings, ..Sources::default() }).unwrap_err().to_string();
+        assert!(error.contains("storage.nothing"), "{error}");
+
+        let environment = environment(&[("LONGWIRE_STORAGE_NOTHING", "1")]);
+        let loaded = load(&Sources { environment, ..Sources::default() }).unwrap();
+        assert!(loaded.warnings[0].contains("LONGWIRE_STORAGE_NOTHING"));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_names_where_it_came_from() {
+        for (name, value, expected) in [
+            ("LONGWIRE_STORAGE_SEGMENT_BYTES", "big", "a size such as"),
+            ("LONGWIRE_BROKER_DEFAULT_QUEUES", "many", "a whole number"),
+            ("LONGWIRE_BROKER_DEFAULT_QUEUES", "-1", "invalid value"),
+            ("LONGWIRE_BROKER_AUTO_CREATE_TOPICS", "1", "true or false"),
+            ("LONGWIRE_LISTEN_DATA", "nowhere", "invalid socket address"),
+            ("LONGWIRE_TRANSFER_MODE", "fast", "adaptive"),
+            ("LONGWIRE_LIMITS_FRAME_TIMEOUT", "30", "a duration such as"),
+            ("LONGWIRE_STORAGE_SEGMENT_BYTES", "1KiB", "64KiB to 1GiB"),
+        ] {
+            let environment = environment(&[(name, value)]);
+            let error = load(&Sources { environment, ..Sources::default() }).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(expected), "{name}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_documented_with_its_variable() {
+        let page = include_str!("../../../docs/configuration.md");
+        for key in keys(&Config::default()) {
+            let name = key.rsplit('.').next().unwrap_or(&key);
+            assert!(page.contains(&format!("`{name}`")), "{key} is missing");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! One data connection, from its hello to its end.
+
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use longwire_proto::ErrorCode;
+use longwire_proto::data::{self, request_header::Request, response_header};
+use longwire_proto::frame::{self, Frame};
+use longwire_proto::limits::{PROTOCOL_VERSION, REQUEST_FRAME_BYTES_MAX};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::acks::Acks;
+use super::outbox::{Outbox, Response};
+use super::reader::FrameReader;
+use super::{Plane, Refusal, fetch, produce, writer};
+
+/// How many read plans of one connection may wait to be sent: one is being sent, the next is ready.
+const PLANS_MAX: usize = 2;
+
+/// How long what is under way may take once the broker stops.
+const STOP_ANSWERS_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long to read on after an error frame, so that the peer reads it before it learns that the
+/// connection is gone.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the tasks of one connection share.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) plane: Arc<Plane>,
+    pub(super) peer: SocketAddr,
+    stream: OwnedWriteHalf,
+    pub(super) outbox: Outbox,
+    pub(super) acks: Acks,
+    /// Requests that may be read; an unanswered one holds a permit.
+    in_flight: Arc<Semaphore>,
+    /// Read plans that may wait to be sent.
+    pub(super) plans: Arc<Semaphore>,
+    /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
+    pub(super) ended: CancellationToken,
+}
+
+/// Why reading from a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The peer closed it or cannot be reached, or the connection was aborted.
+    Closed,
+    /// The broker stops.
+    Stopping,
+    /// The peer broke the protocol; it is told so.
+    Protocol(Refusal),
+}
+
+impl Connection {
+    /// The socket, to write to.
+    pub(super) fn stream(&self) -> &TcpStream {
+        self.stream.as_ref()
+    }
+
+    /// Ends the connection at once. Nothing that waits is written, nothing more is read.
+    pub(super) fn abort(&self) {
+        self.outbox.close();
+        self.ended.cancel();
+        let _ = SockRef::from(self.stream()).shutdown(Shutdown::Both);
+    }
+
+    /// Queues the answer to a request. Somebody has to [`writer::flush`] or [`writer::write`] it.
+    pub(super) fn answer(
+        &self,
+        correlation_id: u64,
+        response: response_header::Response,
+        slot: OwnedSemaphorePermit,
+    ) {
+        match head(correlation_id, response, 0) {
+            Some(head) => {
+                self.outbox.push(Response { head, ranges: Vec::new(), _slot: slot, _plan: None });
+            }
+            // Nobody would know what became of the request.
+            None => self.abort(),
+        }
+    }
+
+    /// Queues the refusal of a whole request.
+    pub(super) fn refuse(&self, correlation_id: u64, refusal: Refusal, slot: OwnedSemaphorePermit) {
+        self.plane.state.metrics.error(refusal.code);
+        let error = error_response(refusal.code, refusal.message);
+        self.answer(correlation_id, error, slot);
+    }
+
+    /// A place among the unanswered requests; waits where there is none.
+    async fn slot(self: &Arc<Self>) -> Result<OwnedSemaphorePermit, End> {
+        if let Ok(slot) = self.in_flight.clone().try_acquire_owned() {
+            return Ok(slot);
+        }
+        writer::flush(self);
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Err(self.end()),
+            slot = self.in_flight.clone().acquire_owned() => slot.map_err(|_| End::Closed),
+        }
+    }
+
+    /// What ended the connection, once `ended` is cancelled.
+    pub(super) fn end(&self) -> End {
+        if self.plane.state.shutdown.is_cancelled() { End::Stopping } else { End::Closed }
+    }
+}
+
+/// Serves one connection until it ends.
+pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr) {
+    let (read, write) = stream.into_split();
+    let in_flight = plane.state.config.limits.in_flight_per_connection.max(1) as usize;
+    let connection = Arc::new(Connection {
+        plane: plane.clone(),
+        peer,
+        stream: write,
+        outbox: Outbox::default(),
+        acks: Acks::default(),
+        in_flight: Arc::new(Semaphore::new(in_flight)),
+        plans: Arc::new(Semaphore::new(PLANS_MAX)),
+        ended: plane.state.shutdown.child_token(),
+    });
+    let mut reader = FrameReader::new(read);
+    let end = converse(&connection, &mut reader).await;
+    Box::pin(finish(&connection, reader, end)).await;
+}
+
+async fn converse(connection: &Arc<Connection>, reader: &mut FrameReader) -> End {
+    let hello_timeout = connection.plane.state.config.limits.hello_timeout;
+    match timeout(hello_timeout, greet(connection, reader)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(end)) => return end,
+        Err(_) => {
+            let message = format!("no hello within {hello_timeout:?}");
+            return End::Protocol(Refusal::new(ErrorCode::Timeout, message));
+        }
+    }
+    loop {
+        let next = async {
+            let slot = connection.slot().await?;
+            Ok((slot, reader.next(connection).await?))
+        };
+        match next.await {
+            Ok((slot, frame)) => dispatch(connection, frame, slot).await,
+            Err(end) => return end,
+        }
+    }
+}
+
+/// Reads the hello and answers it.
+async fn greet(connection: &Arc<Connection>, reader: &mut FrameReader) -> Result<(), End> {
+    let slot = connection.slot().await?;
+    let header = reader.next(connection).await?.header;
+    let Some(Request::Hello(hello)) = header.request else {
+        let message = "the first frame of a connection must be a hello";
+        return Err(End::Protocol(Refusal::new(ErrorCode::InvalidRequest, message)));
+    };
+    if hello.protocol_version != PROTOCOL_VERSION {
+        let asked = hello.protocol_version;
+        let message = format!("version {asked} is not spoken here, only {PROTOCOL_VERSION}");
+        let refusal = Refusal::new(ErrorCode::UnsupportedVersion, message);
+        connection.refuse(header.correlation_id, refusal, slot);
+        return Err(End::Closed);
+    }
+    tracing::debug!(peer = %connection.peer, client = hello.client_id, "a client has connected");
+    let state = &connection.plane.state;
+    let answer = data::HelloResponse {
+        protocol_version: PROTOCOL_VERSION,
+        broker_version: env!("CARGO_PKG_VERSION").to_owned(),
+        max_frame_bytes: REQUEST_FRAME_BYTES_MAX as u32,
+        max_in_flight: state.config.limits.in_flight_per_connection,
+        store_host_ipv6: state.store_host.is_ipv6(),
+    };
+    connection.answer(header.correlation_id, response_header::Response::Hello(answer), slot);
+    Ok(())
+}
+
+async fn dispatch(
+    connection: &Arc<Connection>,
+    frame: Frame<data::RequestHeader>,
+    slot: OwnedSemaphorePermit,
+) {
+    let id = frame.header.correlation_id;
+    match frame.header.request {
+        Some(Request::Produce(request)) => {
+            produce::handle(connection, id, request, frame.body, slot).await;
+        }
+        Some(Request::Fetch(request)) => fetch::handle(connection, id, request, slot),
+        Some(Request::Hello(_)) => {
+            let refusal = Refusal::new(ErrorCode::InvalidRequest, "a second hello");
+            connection.refuse(id, refusal, slot);
+        }
+        None => {
+            let message = "the request is missing, or of a kind this broker does not know";
+            connection.refuse(id, Refusal::new(ErrorCode::InvalidRequest, message), slot);
+        }
+    }
+}
+
+/// Answers what can still be answered and closes the connection.
+async fn finish(connection: &Arc<Connection>, reader: FrameReader, end: End) {
+    connection.ended.cancel();
+    let protocol_error = match end {
+        End::Closed | End::Stopping => None,
+        End::Protocol(refusal) => Some(refusal),
+    };
+    let told = protocol_error.is_some();
+    let answered = async {
+        if let Some(refusal) = protocol_error
+            && let Ok(slot) = connection.in_flight.clone().acquire_owned().await
+        {
+            tracing::debug!(peer = %connection.peer, %refusal.code, refusal.message, "bad connection");
+            connection.refuse(0, refusal, slot);
+        }
+        writer::write(connection).await;
+        let all = connection.plane.state.config.limits.in_flight_per_connection.max(1);
+        let _ = connection.in_flight.acquire_many(all).await;
+    };
+    let stopped = async {
+        connection.plane.state.shutdown.cancelled().await;
+        sleep(STOP_ANSWERS_TIMEOUT).await;
+    };
+    tokio::select! {
+        () = answered => {}
+        () = stopped => {}
+    }
+    if told {
+        let _ = SockRef::from(connection.stream()).shutdown(Shutdown::Write);
+        tokio::select! {
+            _ = timeout(LINGER_TIMEOUT, reader.discard()) => {}
+            () = connection.plane.state.shutdown.cancelled() => {}
+        }
+    }
+    connection.abort();
+}
+
+/// Length words and header of an answer; `None` where the header is over its limit.
+pub(super) fn head(
+    correlation_id: u64,
+    response: response_header::Response,
+    body_bytes: usize,
+) -> Option<Bytes> {
+    let header = data::ResponseHeader { correlation_id, response: Some(response) };
+    frame::head(&header, body_bytes).ok()
+}
+
+/// A whole frame with an error.
+pub(super) fn error_head(correlation_id: u64, code: ErrorCode, message: &str) -> Option<Bytes> {
+    head(correlation_id, error_response(code, message.to_owned()), 0)
+}
+
+fn error_response(code: ErrorCode, message: String) -> response_header::Response {
+    response_header::Response::Error(data::ErrorResponse { code: code.number(), message })
+}

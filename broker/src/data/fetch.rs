@@ -1,0 +1,284 @@
+//! Fetch requests: resolve, plan, answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longwire_proto::ErrorCode;
+use longwire_proto::data::{self, response_header};
+use longwire_proto::limits::{
+    FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, QUEUES_PER_FETCH_MAX, TAGS_PER_FETCH_MAX,
+};
+use longwire_storage::{IndexRead, Queue, Range, ReadError, ReadPlan, Store, TagFilter, Topic};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::connection::{Connection, head};
+use super::outbox::Response;
+use super::{Refusal, parked};
+
+/// Most ranges in one answer, which bounds what waiting for a slow consumer takes. The consumer
+/// asks again for the rest.
+const RANGES_MAX: usize = 4_096;
+
+/// A fetch whose topics and queues have been looked up.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    correlation_id: u64,
+    bytes_max: u64,
+    topics: Vec<WantedTopic>,
+    queues: Vec<WantedQueue>,
+}
+
+#[derive(Debug)]
+struct WantedTopic {
+    /// `None` where there is none of that name.
+    topic: Option<Arc<Topic>>,
+    filter: TagFilter,
+}
+
+#[derive(Debug)]
+struct WantedQueue {
+    /// Which of `topics` it belongs to.
+    topic: usize,
+    queue: Result<Arc<Queue>, ErrorCode>,
+    /// The offset asked for.
+    from: u64,
+    /// Where the next look begins: past what the filter has left out so far.
+    next: u64,
+    bytes_max: u64,
+}
+
+/// What there is for a fetch.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    results: Vec<data::FetchResult>,
+    ranges: Vec<Range>,
+    bytes: u64,
+}
+
+/// The index of a queue is not in memory: look again on a thread that may wait for the disk.
+#[derive(Debug)]
+pub(super) struct IndexCold;
+
+/// Answers a fetch, or leaves it to a task of its own: to wait for records, for the disk, or for
+/// answers before it to be sent.
+pub(super) fn handle(
+    connection: &Arc<Connection>,
+    correlation_id: u64,
+    request: data::FetchRequest,
+    slot: OwnedSemaphorePermit,
+) {
+    let state = &connection.plane.state;
+    state.metrics.fetches.inc();
+    let wait = Duration::from_millis(request.max_wait_ms.min(FETCH_WAIT_MS_MAX).into());
+    let mut fetch = match Fetch::resolve(&state.store, correlation_id, &request) {
+        Ok(fetch) => fetch,
+        Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
+    };
+    if let Ok(plan) = connection.plans.clone().try_acquire_owned()
+        && let Ok(found) = fetch.look(&state.store, IndexRead::ResidentOnly)
+        && (!found.is_empty() || wait.is_zero())
+    {
+        return fetch.answer(connection, found, slot, plan);
+    }
+    let deadline = Instant::now() + wait;
+    tokio::spawn(parked::wait(connection.clone(), Box::new(fetch), slot, deadline));
+}
+
+impl Fetch {
+    fn resolve(
+        store: &Store,
+        correlation_id: u64,
+        request: &data::FetchRequest,
+    ) -> Result<Fetch, Refusal> {
+        let count: usize = request.topics.iter().map(|topic| topic.queues.len()).sum();
+        let tags = request.topics.iter().map(|topic| topic.tag_hashes.len()).max().unwrap_or(0);
+        let invalid = |message| Err(Refusal::new(ErrorCode::InvalidRequest, message));
+        if count == 0 {
+            return invalid("the fetch names no queue".to_owned());
+        }
+        if count > QUEUES_PER_FETCH_MAX {
+            return invalid(format!("{count} queues are over the limit of {QUEUES_PER_FETCH_MAX}"));
+        }
+        if tags > TAGS_PER_FETCH_MAX {
+            return invalid(format!("{tags} tags are over the limit of {TAGS_PER_FETCH_MAX}"));
+        }
+        let mut topics = Vec::with_capacity(request.topics.len());
+        let mut queues = Vec::with_capacity(count);
+        for asked in &request.topics {
+            let topic = store.topic(&asked.topic);
+            queues.extend(asked.queues.iter().map(|queue| WantedQueue {
+                topic: topics.len(),
+                queue: match &topic {
+                    Some(topic) => topic.queue(queue.queue).ok_or(ErrorCode::UnknownQueue),
+                    None => Err(ErrorCode::UnknownTopic),
+                },
+                from: queue.offset,
+                next: queue.offset,
+                bytes_max: match queue.max_bytes {
+                    0 => u64::MAX,
+                    bytes => bytes.into(),
+                },
+            }));
+            let filter = match &asked.tag_hashes[..] {
+                [] => TagFilter::All,
+                hashes => TagFilter::Hashes(hashes.into()),
+            };
+            topics.push(WantedTopic { topic, filter });
+        }
+        let bytes_max = u64::from(request.max_bytes).min(FETCH_BYTES_MAX as u64);
+        Ok(Fetch { correlation_id, bytes_max, topics, queues })
+    }
+
+    /// Looks for records, or errors to report, in all queues.
+    ///
+    /// Every fetch begins with another queue, so that under a limit of bytes none is always last.
+    pub(super) fn look(&mut self, store: &Store, how: IndexRead) -> Result<Found, IndexCold> {
+        let mut found = Found::default();
+        let count = self.queues.len();
+        let first = (self.correlation_id % count as u64) as usize;
+        let mut cold = false;
+        for index in (first..count).chain(0..first) {
+            let left = self.bytes_max.saturating_sub(found.bytes);
+            if found.bytes > 0 && (left == 0 || found.ranges.len() >= RANGES_MAX) {
+                break;
+            }
+            let wanted = &mut self.queues[index];
+            let number = index as u32;
+            let queue = match &wanted.queue {
+                Ok(queue) => queue,
+                Err(code) => {
+                    found.refuse(number, *code, wanted.next);
+                    continue;
+                }
+            };
+            if wanted.next == queue.max_offset() {
+                continue;
+            }
+            let bytes_max = left.min(wanted.bytes_max);
+            let filter = &self.topics[wanted.topic].filter;
+            match store.plan_read(queue, wanted.next, bytes_max, filter, how) {
+                Ok(plan) if plan.records == 0 => wanted.next = plan.next_offset,
+                // A single record may be larger than what is left; then it waits for the next fetch.
+                Ok(plan) if found.bytes > 0 && plan.bytes > left => {}
+                Ok(plan) => found.add(number, plan),
+                // The queue this fetch begins with is worth waiting for. Others are left out while
+                // there is something to answer with; each has its turn to be the first.
+                Err(ReadError::IndexCold) if index == first => return Err(IndexCold),
+                Err(ReadError::IndexCold) => cold = true,
+                Err(error) => found.fail(number, &error, queue, wanted.next),
+            }
+        }
+        if cold && found.is_empty() { Err(IndexCold) } else { Ok(found) }
+    }
+
+    /// Queues the answer. Where a filter has passed over records, it says so too.
+    pub(super) fn answer(
+        &self,
+        connection: &Connection,
+        mut found: Found,
+        slot: OwnedSemaphorePermit,
+        plan: OwnedSemaphorePermit,
+    ) {
+        for (number, wanted) in (0_u32..).zip(&self.queues) {
+            if let Ok(queue) = &wanted.queue
+                && wanted.next > wanted.from
+                && !found.results.iter().any(|result| result.index == number)
+            {
+                found.results.push(data::FetchResult {
+                    index: number,
+                    next_offset: wanted.next,
+                    min_offset: queue.min_offset(),
+                    max_offset: queue.max_offset(),
+                    ..data::FetchResult::default()
+                });
+            }
+        }
+        let codes = found.results.iter().filter_map(|r| ErrorCode::from_number(r.code));
+        codes.for_each(|code| connection.plane.state.metrics.error(code));
+        let Found { results, ranges, bytes } = found;
+        let response = response_header::Response::Fetch(data::FetchResponse { results });
+        match head(self.correlation_id, response, bytes as usize) {
+            Some(head) => {
+                connection.outbox.push(Response { head, ranges, _slot: slot, _plan: Some(plan) });
+            }
+            None => connection.abort(),
+        }
+    }
+
+    /// Whether a look is worth the while: a queue has something, or has lost what was asked for, or
+    /// a topic is gone.
+    pub(super) fn has_news(&self, store: &Store) -> bool {
+        self.topics.iter().any(|wanted| wanted.is_gone(store))
+            || self
+                .queues()
+                .any(|(queue, next)| queue.max_offset() > next || queue.min_offset() > next)
+    }
+
+    /// Forgets the queues of topics that have been deleted meanwhile.
+    pub(super) fn drop_deleted(&mut self, store: &Store) {
+        for wanted in &mut self.queues {
+            if self.topics[wanted.topic].is_gone(store) {
+                wanted.queue = Err(ErrorCode::UnknownTopic);
+            }
+        }
+    }
+
+    /// The queues there are, and the offsets wanted of them.
+    pub(super) fn queues(&self) -> impl Iterator<Item = (&Arc<Queue>, u64)> {
+        self.queues.iter().filter_map(|wanted| Some((wanted.queue.as_ref().ok()?, wanted.next)))
+    }
+}
+
+impl WantedTopic {
+    /// Whether the topic has been deleted, even if there is a new one of that name.
+    fn is_gone(&self, store: &Store) -> bool {
+        self.topic.as_ref().is_some_and(|topic| {
+            store.topic(topic.name()).is_none_or(|now| !Arc::ptr_eq(&now, topic))
+        })
+    }
+}
+
+impl Found {
+    /// Whether there is neither a record nor an error.
+    pub(super) fn is_empty(&self) -> bool {
+        self.results.is_empty()
+    }
+
+    fn add(&mut self, index: u32, plan: ReadPlan) {
+        self.bytes += plan.bytes;
+        self.results.push(data::FetchResult {
+            index,
+            code: 0,
+            bytes: plan.bytes as u32,
+            next_offset: plan.next_offset,
+            min_offset: plan.min_offset,
+            max_offset: plan.max_offset,
+        });
+        if self.ranges.is_empty() {
+            self.ranges = plan.ranges;
+        } else {
+            self.ranges.extend(plan.ranges);
+        }
+    }
+
+    fn refuse(&mut self, index: u32, code: ErrorCode, next_offset: u64) {
+        let code = code.number();
+        self.results.push(data::FetchResult { index, code, next_offset, ..Default::default() });
+    }
+
+    fn fail(&mut self, index: u32, error: &ReadError, queue: &Queue, next_offset: u64) {
+        let (min_offset, max_offset) = match *error {
+            ReadError::OutOfRange { min, max } => (min, max),
+            _ => {
+                let (topic, queue) = (queue.topic(), queue.id());
+                tracing::warn!(%topic, queue, offset = next_offset, %error, "a read failed");
+                (0, 0)
+            }
+        };
+        let code = error.code().number();
+        let result =
+            data::FetchResult { index, code, bytes: 0, next_offset, min_offset, max_offset };
+        self.results.push(result);
+    }
+}

@@ -1,0 +1,71 @@
+//! HTTP: whether the broker lives and is ready, and what it has counted.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::gate::{Gate, Rules};
+use crate::metrics::scrape::scrape;
+use crate::state::BrokerState;
+
+/// How long one connection may take in all; each is for one request.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTIONS_MAX: usize = 128;
+/// What Prometheus knows the text of a scrape by.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Set once the store is open and the other ports are served.
+pub(crate) type Started = Arc<OnceLock<Arc<BrokerState>>>;
+
+/// Serves from before the store is opened until after it is closed.
+pub(crate) async fn serve(listener: TcpListener, started: Started, stop: CancellationToken) {
+    let routes = Router::new()
+        .route("/health/live", get(|| async { "alive\n" }))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(started);
+    // One request per connection: then a bound on its age is a bound on how slow it can be.
+    let routes = routes.layer(axum::middleware::map_response(|mut response: Response| async {
+        let close = header::HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        response
+    }));
+    let gate = Gate::new(
+        listener,
+        Rules {
+            connections_max: CONNECTIONS_MAX,
+            greeting_timeout: CONNECTION_TIMEOUT,
+            greeting_bytes: usize::MAX,
+            keepalive: None,
+        },
+    );
+    let served = axum::serve(gate, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "HTTP has failed");
+    }
+}
+
+async fn ready(State(started): State<Started>) -> (StatusCode, String) {
+    match started.get().map(|state| state.unready()) {
+        Some(None) => (StatusCode::OK, "ready\n".into()),
+        Some(Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting\n".into()),
+    }
+}
+
+async fn metrics(State(started): State<Started>) -> Response {
+    let Some(state) = started.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response();
+    };
+    match state.blocking(scrape).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be read\n").into_response(),
+    }
+}

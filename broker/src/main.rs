@@ -1,0 +1,217 @@
+//! `longwire-broker`: one broker, until it is told to stop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use longwire_broker::config::{LogConfig, LogFormat, Sources, load};
+use longwire_broker::{Broker, Config, StartError};
+use longwire_storage::OpenError;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Exit statuses, by sysexits(3).
+mod exit {
+    pub(super) const USAGE: u8 = 64;
+    pub(super) const CORRUPT: u8 = 65;
+    pub(super) const PORT_UNAVAILABLE: u8 = 69;
+    pub(super) const SOFTWARE: u8 = 70;
+    pub(super) const LOCKED: u8 = 73;
+    pub(super) const IO: u8 = 74;
+}
+
+/// How long a broker whose store has failed may take to tell its clients.
+const FAILED_STOP_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// The Longwire message broker. Without arguments it serves from ./longwire-data.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Settings are taken from a TOML file, then LONGWIRE_* variables, then flags; later ones win.
+The variable of storage.segment_bytes is LONGWIRE_STORAGE_SEGMENT_BYTES.
+--print-config shows every setting.
+
+Exit status: 0 stopped as told, 64 usage or configuration, 65 the log is damaged,
+69 a port is not available, 73 the store is in use, 74 input/output failed."
+)]
+struct Flags {
+    /// TOML file with settings; also LONGWIRE_CONFIG.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the store.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Address of the data plane.
+    #[arg(long, value_name = "IP:PORT")]
+    data_listen: Option<SocketAddr>,
+    /// Address of the gRPC control plane.
+    #[arg(long, value_name = "IP:PORT")]
+    control_listen: Option<SocketAddr>,
+    /// Address of health and metrics.
+    #[arg(long, value_name = "IP:PORT")]
+    http_listen: Option<SocketAddr>,
+    /// Any setting, such as storage.segment_bytes=64MiB. Can be given several times; wins over the
+    /// flags above.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the effective configuration as TOML and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+impl Flags {
+    fn sources(&self) -> Sources {
+        let mut settings = Vec::new();
+        let addresses = [
+            ("listen.data", self.data_listen),
+            ("listen.control", self.control_listen),
+            ("listen.http", self.http_listen),
+        ];
+        for (key, address) in addresses {
+            settings.extend(address.map(|address| format!("{key}={address}")));
+        }
+        settings.extend(self.data_dir.iter().map(|dir| format!("data_dir={}", dir.display())));
+        settings.extend(self.set.iter().cloned());
+        // A variable that is not text cannot be a setting.
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        let environment = std::env::vars_os().filter_map(text).collect();
+        Sources { file: self.config.clone(), environment, settings }
+    }
+}
+
+fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            // Nothing can be done where not even that can be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    let loaded = match load(&flags.sources()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("longwire-broker: {error}");
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    if flags.print_config {
+        print!("{}", loaded.config.to_toml());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(message) = start_logging(&loaded.config.log) {
+        eprintln!("longwire-broker: {message}");
+        return ExitCode::from(exit::USAGE);
+    }
+    loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    raise_file_limit();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::from(exit::SOFTWARE);
+        }
+    };
+    runtime.block_on(run(loaded.config))
+}
+
+/// Serves until a signal, or until the store fails.
+async fn run(config: Config) -> ExitCode {
+    let began = Instant::now();
+    let folder = config.data_dir.clone();
+    // Before anything can be interrupted.
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        tracing::error!("cannot listen to signals");
+        return ExitCode::from(exit::SOFTWARE);
+    };
+    let started = tokio::select! {
+        started = Broker::start(config) => started,
+        _ = terminate.recv() => return ExitCode::SUCCESS,
+        _ = interrupt.recv() => return ExitCode::SUCCESS,
+    };
+    let broker = match started {
+        Ok(broker) => broker,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(exit_status(&error));
+        }
+    };
+    tracing::info!(
+        data = %broker.data_addr(),
+        control = %broker.control_addr(),
+        http = %broker.http_addr(),
+        folder = %folder.display(),
+        took_ms = began.elapsed().as_millis() as u64,
+        "ready"
+    );
+    tokio::select! {
+        reason = broker.failed() => {
+            tracing::error!(reason, "the store has failed; stopping, so that a restart can recover it");
+            let _ = tokio::time::timeout(FAILED_STOP_TIMEOUT, broker.shutdown()).await;
+            return ExitCode::from(exit::IO);
+        }
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+    }
+    let began = Instant::now();
+    tokio::select! {
+        closed = broker.shutdown() => match closed {
+            Ok(()) => {
+                tracing::info!(took_ms = began.elapsed().as_millis() as u64, "stopped");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                tracing::error!(%error, "stopped, but the store was not closed cleanly");
+                ExitCode::from(exit::IO)
+            }
+        },
+        _ = terminate.recv() => stop_at_once(),
+        _ = interrupt.recv() => stop_at_once(),
+    }
+}
+
+fn stop_at_once() -> ExitCode {
+    tracing::warn!("a second signal: stopping at once; the next start recovers the store");
+    ExitCode::from(exit::SOFTWARE)
+}
+
+fn exit_status(error: &StartError) -> u8 {
+    match error {
+        StartError::Config(_) | StartError::Store(OpenError::Config(_)) => exit::USAGE,
+        StartError::Listen { .. } => exit::PORT_UNAVAILABLE,
+        StartError::Store(OpenError::Locked { .. }) => exit::LOCKED,
+        StartError::Store(OpenError::Corrupt { .. } | OpenError::Version { .. }) => exit::CORRUPT,
+        StartError::Store(_) => exit::IO,
+        _ => exit::SOFTWARE,
+    }
+}
+
+fn start_logging(config: &LogConfig) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&config.filter)
+        .map_err(|error| format!("log.filter {:?} cannot be used: {error}", config.filter))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.format {
+        LogFormat::Json => lines.json().try_init(),
+        LogFormat::Text => {
+            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            lines.with_ansi(is_terminal).try_init()
+        }
+    };
+    started.map_err(|error| format!("cannot log: {error}"))
+}
+
+/// Every connection is a file descriptor, and the limit a shell gives is a small one.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of file descriptors stays as it is");
+    }
+}

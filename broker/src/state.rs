@@ -1,0 +1,143 @@
+//! What the parts of a running broker share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use longwire_proto::{ErrorCode, name};
+use longwire_storage::{Durability, Store, Topic, TopicConfig, TopicError};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, DefaultDurability};
+use crate::groups::Coordinator;
+use crate::metrics::Metrics;
+
+/// How many control requests may wait for the disk at a time; the others queue behind them.
+const BLOCKING_CALLS_MAX: usize = 16;
+
+/// An error as both planes report it: what kind, and what happened on what.
+pub(crate) type Failure = (ErrorCode, String);
+
+/// One running broker. Shared as `Arc` by the data plane, the control plane and HTTP.
+///
+/// The data plane is two functions: `crate::data::bind(addr, &Config)` makes its listener, and
+/// `crate::data::serve(listener, state)`, run inside the data runtime, completes once `shutdown`
+/// is cancelled, parked fetches are answered and connections are closed.
+#[derive(Debug)]
+pub(crate) struct BrokerState {
+    pub(crate) config: Config,
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Metrics,
+    pub(crate) groups: Coordinator,
+    /// Cancelled when the broker stops: accept nothing, end what waits.
+    pub(crate) shutdown: CancellationToken,
+    /// What records carry as their store host.
+    pub(crate) store_host: SocketAddr,
+    /// `host:port` clients are told for the data plane.
+    pub(crate) advertised_data: String,
+    pub(crate) started_ms: i64,
+    blocking: Semaphore,
+}
+
+impl BrokerState {
+    pub(crate) fn new(
+        config: Config,
+        store: Arc<Store>,
+        groups: Coordinator,
+        store_host: SocketAddr,
+        advertised_data: String,
+    ) -> BrokerState {
+        BrokerState {
+            config,
+            store,
+            metrics: Metrics::new(),
+            groups,
+            shutdown: CancellationToken::new(),
+            store_host,
+            advertised_data,
+            started_ms: now_ms(),
+            blocking: Semaphore::new(BLOCKING_CALLS_MAX),
+        }
+    }
+
+    /// Why requests are not served, if they are not.
+    pub(crate) fn unready(&self) -> Option<&'static str> {
+        if self.store.failure().is_some() {
+            Some("the store has failed")
+        } else if self.shutdown.is_cancelled() {
+            Some("stopping")
+        } else {
+            None
+        }
+    }
+
+    /// Runs a call that can wait for the disk where no runtime thread is held up by it.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        call: impl FnOnce(&BrokerState) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let stopped = || (ErrorCode::ShuttingDown, "the broker is stopping".to_owned());
+        let _permit = self.blocking.acquire().await.map_err(|_| stopped())?;
+        let state = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || call(&state)).await {
+            Ok(value) => Ok(value),
+            Err(error) if error.is_cancelled() => Err(stopped()),
+            Err(error) => Err((ErrorCode::Internal, format!("a fault in the broker: {error}"))),
+        }
+    }
+
+    /// The topic; created with default settings where it is unknown and that is allowed.
+    ///
+    /// Fails with `UNKNOWN_TOPIC`, `INVALID_NAME`, `SYSTEM_TOPIC`, or as the store does.
+    pub(crate) async fn topic_or_create(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<Arc<Topic>, Failure> {
+        if let Some(topic) = self.store.topic(name) {
+            return Ok(topic);
+        }
+        name::check_topic(name).map_err(|error| (ErrorCode::InvalidName, error.to_string()))?;
+        let unknown = || (ErrorCode::UnknownTopic, format!("there is no topic {name:?}"));
+        if name::is_system_topic(name) || !self.config.broker.auto_create_topics {
+            return Err(unknown());
+        }
+        let config = self.default_topic(name);
+        let created = self.blocking(move |state| state.store.create_topic(config)).await?;
+        match created {
+            Ok(topic) => {
+                tracing::info!(
+                    topic = name,
+                    queues = topic.config().queues,
+                    "topic created on first use"
+                );
+                self.groups.topic_changed(name);
+                Ok(topic)
+            }
+            // Somebody else was first.
+            Err(TopicError::Exists { .. }) => self.store.topic(name).ok_or_else(unknown),
+            Err(error) => Err((error.code(), error.to_string())),
+        }
+    }
+
+    /// Settings of a topic nobody has given any.
+    pub(crate) fn default_topic(&self, name: &str) -> TopicConfig {
+        TopicConfig {
+            name: name.to_owned(),
+            queues: self.config.broker.default_queues,
+            durability: match self.config.broker.default_durability {
+                DefaultDurability::Write => Durability::Write,
+                DefaultDurability::Flush => Durability::Flush,
+            },
+            retention_ms: 0,
+            retention_bytes: 0,
+            created_ms: now_ms(),
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

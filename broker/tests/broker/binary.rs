@@ -1,0 +1,117 @@
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_longwire-broker"));
+    command.env_clear().arg("--data-dir").arg(folder);
+    for plane in ["data", "control", "http"] {
+        command.arg(format!("--{plane}-listen")).arg("127.0.0.1:0");
+    }
+    command.args(["--set", "storage.segment_bytes=4MiB"]).stderr(Stdio::piped());
+    command.stdout(Stdio::piped());
+    command
+}
+
+/// A broker process; killed should the test fail.
+struct Process(Child);
+
+impl Process {
+    /// Starts it and waits for the line that says it is ready, which is returned.
+    fn start(folder: &Path) -> (Process, String) {
+        let mut child = command(folder).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = lines.find(|line| line.as_ref().unwrap().contains("ready")).unwrap().unwrap();
+        // What follows is read to the end, so that the process never waits for us.
+        std::thread::spawn(move || lines.for_each(drop));
+        (Process(child), ready)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn it_says_where_it_listens_and_stops_within_a_second_of_sigterm_as_of_sigint() {
+    let folder = tempfile::tempdir().unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let (mut process, ready) = Process::start(folder.path());
+        for field in ["data=127.0.0.1:", "control=127.0.0.1:", "http=127.0.0.1:", "took_ms="] {
+            assert!(ready.contains(field), "{field} missing in {ready}");
+        }
+        let began = Instant::now();
+        process.signal(signal);
+        assert_eq!(process.0.wait().unwrap().code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_second_broker_on_the_folder_is_refused_even_where_the_ports_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (process, ready) = Process::start(folder.path());
+    let (code, message) = run(&mut command(folder.path()));
+    assert_eq!(code, Some(73), "{message}");
+    assert!(message.contains(&*folder.path().to_string_lossy()), "{message}");
+    assert!(message.contains(&process.0.id().to_string()), "{message}");
+
+    let control = ready.split("control=").nth(1).unwrap().split(' ').next().unwrap();
+    let mut same_port = command(folder.path());
+    same_port.args(["--set", &format!("listen.control={control}")]);
+    let (code, message) = run(&mut same_port);
+    assert_eq!(code, Some(73), "{message}");
+}
+
+#[test]
+fn mistakes_have_their_exit_statuses_and_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let listen = format!("listen.data={address}");
+    for (arguments, code, text) in [
+        (vec!["--nonsense"], 64, "--nonsense"),
+        (vec!["--set", "storage.segment_bytes=1"], 64, "storage.segment_bytes is 1"),
+        (vec!["--set", "no.such=1"], 64, "no.such"),
+        (vec!["--set", "log.filter=a=b=c"], 64, "log.filter"),
+        (vec!["--config", "/nowhere/at.toml"], 64, "/nowhere/at.toml"),
+        (vec!["--set", &listen], 69, "listen.data"),
+        (vec!["--set", "data_dir=/proc/longwire"], 74, "/proc/longwire"),
+    ] {
+        let (status, message) = run(command(folder.path()).args(&arguments));
+        assert_eq!(status, Some(code), "{arguments:?}: {message}");
+        assert!(message.contains(text), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn the_printed_configuration_can_be_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let print = |command: &mut Command| command.arg("--print-config").output().unwrap().stdout;
+    let mut first = command(folder.path());
+    let printed = print(first.env("LONGWIRE_BROKER_DEFAULT_QUEUES", "3"));
+    let text = String::from_utf8(printed.clone()).unwrap();
+    assert!(text.contains("default_queues = 3") && text.contains("\"4MiB\""), "{text}");
+    let file = folder.path().join("broker.toml");
+    std::fs::write(&file, &printed).unwrap();
+    let mut second = Command::new(env!("CARGO_BIN_EXE_longwire-broker"));
+    assert_eq!(print(second.env_clear().arg("--config").arg(&file)), printed);
+    let mut third = Command::new(env!("CARGO_BIN_EXE_longwire-broker"));
+    assert_eq!(print(third.env_clear().env("LONGWIRE_CONFIG", &file)), printed);
+}
