@@ -1,9 +1,9 @@
-//! How far the log is known to be durable and the consume queues to be on disk.
+//! How far the log is known to be durable.
 //!
 //! ```text
 //!  checkpoint: two slots, at 0 and 4096; the newest whole one counts
-//!  0        8         12       16         24        32           40          48      52
-//!  | magic  | version | clean  | sequence | durable | dispatched | newest ms | CRC-32 |
+//!  0        8         12       16         24        32          40      44
+//!  | magic  | version | clean  | sequence | durable | newest ms | CRC-32 |
 //! ```
 //!
 //! Big-endian. Writing goes to the slots in turn, so that a torn write leaves the one before.
@@ -31,7 +31,7 @@ const VERSION: u32 = 1;
 const SLOT_BYTES: u64 = 4096;
 const MARK_AT: u64 = 2 * SLOT_BYTES;
 const MARK_BYTES: usize = 12;
-const CRC_AT: usize = 48;
+const CRC_AT: usize = 40;
 const USED_BYTES: usize = CRC_AT + 4;
 
 /// What a checkpoint says.
@@ -41,8 +41,6 @@ pub(crate) struct Checkpoint {
     pub(crate) clean: bool,
     /// Everything below survives power loss. A boundary between records: a scan can begin here.
     pub(crate) durable: u64,
-    /// The consume queues on disk have every record below.
-    pub(crate) dispatched: u64,
     /// The newest store timestamp below `durable`, in milliseconds since 1970.
     pub(crate) newest_ms: i64,
 }
@@ -134,8 +132,7 @@ fn encode(sequence: u64, checkpoint: Checkpoint) -> [u8; USED_BYTES] {
     bytes[12..16].copy_from_slice(&u32::from(checkpoint.clean).to_be_bytes());
     bytes[16..24].copy_from_slice(&sequence.to_be_bytes());
     bytes[24..32].copy_from_slice(&checkpoint.durable.to_be_bytes());
-    bytes[32..40].copy_from_slice(&checkpoint.dispatched.to_be_bytes());
-    bytes[40..48].copy_from_slice(&checkpoint.newest_ms.to_be_bytes());
+    bytes[32..40].copy_from_slice(&checkpoint.newest_ms.to_be_bytes());
     let crc = crc32(&bytes[..CRC_AT]);
     bytes[CRC_AT..].copy_from_slice(&crc.to_be_bytes());
     bytes
@@ -146,12 +143,8 @@ fn decode(bytes: &[u8; USED_BYTES]) -> Option<(u32, u64, Checkpoint)> {
     let u64_at = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
     let crc = crc32(&bytes[..CRC_AT]);
     let whole = u64_at(0) == MAGIC && u32_at(CRC_AT) == crc;
-    let checkpoint = Checkpoint {
-        clean: u32_at(12) == 1,
-        durable: u64_at(24),
-        dispatched: u64_at(32),
-        newest_ms: u64_at(40) as i64,
-    };
+    let checkpoint =
+        Checkpoint { clean: u32_at(12) == 1, durable: u64_at(24), newest_ms: u64_at(32) as i64 };
     whole.then(|| (u32_at(8), u64_at(16), checkpoint))
 }
 
@@ -166,8 +159,8 @@ mod tests {
         let path = dir.path().join("checkpoint");
         let (mut file, none, _) = CheckpointFile::open(&RealDisk, &path).unwrap();
         assert_eq!(none, None);
-        let older = Checkpoint { clean: false, durable: 10, dispatched: 5, newest_ms: 1 };
-        let newer = Checkpoint { clean: true, durable: 20, dispatched: 20, newest_ms: 2 };
+        let older = Checkpoint { clean: false, durable: 10, newest_ms: 1 };
+        let newer = Checkpoint { clean: true, durable: 20, newest_ms: 2 };
         file.write(older).unwrap();
         file.write(newer).unwrap();
         assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().1, Some(newer));

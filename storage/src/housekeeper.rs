@@ -86,16 +86,15 @@ impl Housekeeper {
         }
         let newest_ms = self.log.segments().last().map_or(0, |newest| newest.newest_ms());
         let durable = self.marks.durable.get();
-        file.write(Checkpoint { clean, durable, dispatched, newest_ms })
+        file.write(Checkpoint { clean, durable, newest_ms })
     }
 
     fn write_views(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<()> {
         let ends = self.sync_queues(queues)?;
         let (views, changes) = self.views.write().take_changes();
-        let position = dispatched.max(views.folded);
         // A view on disk must never know of a record that a power cut takes back.
         let written = self.flush(views.folded).and_then(|()| {
-            self.database.checkpoint(&views, &changes, position, &ends).map_err(io_error)
+            self.database.checkpoint(&views, &changes, dispatched, &ends).map_err(io_error)
         });
         written.inspect_err(|_| self.views.write().changes.merge(changes))
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  {dir}/lock            locked while a process has the store open; its pid
-//!  {dir}/checkpoint      how far the log is durable and the consume queues are on disk
+//!  {dir}/checkpoint      how far the log is durable
 //!  {dir}/commitlog/      the segments: the only source of truth
 //!  {dir}/consumequeue/   a view: one folder for each topic
 //!  {dir}/views.redb      a view: topics, groups, committed offsets
@@ -83,15 +83,14 @@ impl Store {
         let RecoveredLog { segments, end, newest_ms } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
         sync_from(&segments, checkpoint.durable).map_err(FileError::on("sync", &paths.log))?;
-        let dispatched = checkpoint.dispatched.min(end);
         checkpoint_file
-            .write(Checkpoint { clean: false, durable: end, dispatched, newest_ms })
+            .write(Checkpoint { clean: false, durable: end, newest_ms })
             .map_err(FileError::on("write", &paths.checkpoint))?;
         disk.sync_dir(&paths.dir).map_err(FileError::on("sync", &paths.dir))?;
 
         let newest = set_times(&segments, newest_ms);
         let log = Arc::new(CommitLog::new(paths.log.clone(), segments));
-        let (database, dispatcher) = open_views(&disk, &paths, log.clone(), end, dispatched)?;
+        let (database, dispatcher) = open_views(&disk, &paths, log.clone(), end)?;
         let marks = dispatcher.marks.clone();
         let supply = Arc::new(SegmentSupply::new(disk.clone(), paths.log, &config, newest.clone()));
         let appender = Appender::new(&config, log.clone(), newest, supply.clone(), marks.clone());
@@ -168,7 +167,6 @@ fn open_views(
     paths: &Paths,
     log: Arc<CommitLog>,
     end: u64,
-    dispatched: u64,
 ) -> Result<(ViewDatabase, Arc<Dispatcher>), OpenError> {
     let failed = |error: redb::Error| OpenError::Views(error.to_string());
     let (database, mut stored) = ViewDatabase::open(disk.clone(), &paths.views).map_err(failed)?;
@@ -177,9 +175,6 @@ fn open_views(
         database.clear().map_err(failed)?;
         stored = Default::default();
     }
-    // A checkpoint reaches the database first; one that knows less has been lost, and with it the
-    // ends that tell whether the consume queues are whole.
-    let dispatched = if stored.views.folded < dispatched { 0 } else { dispatched };
     let cache = FileCache::new(disk.clone());
     let open = |views: Views, ends: &QueueEnds, dispatched: u64| {
         let marks = Arc::new(Marks::new(end, dispatched.max(log.first_position())));
@@ -194,7 +189,7 @@ fn open_views(
     };
     let unreadable = |error| FileError::on("build the views in", &paths.dir)(error);
     let (mut dispatcher, whole) =
-        open(stored.views, &stored.queue_ends, dispatched).map_err(unreadable)?;
+        open(stored.views, &stored.queue_ends, stored.dispatched).map_err(unreadable)?;
     if !whole {
         tracing::warn!("consume queues are missing; building them from the log");
         dispatcher.topics.remove_all().map_err(unreadable)?;

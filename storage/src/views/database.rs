@@ -18,7 +18,7 @@ use redb::{TableDefinition, WriteTransaction};
 use super::{At, Changes, GroupView, Views};
 use crate::disk::{Disk, DiskFile, read_exact_at};
 
-/// Name to number: the version of this format, and the position everything here has reached.
+/// Name to number: the version of this format, and the positions that have been reached.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// Topic to (position of its record, `TopicRecord`).
 const TOPICS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("topics");
@@ -50,6 +50,8 @@ pub(crate) struct ViewDatabase {
 #[derive(Debug, Default)]
 pub(crate) struct Stored {
     pub(crate) views: Views,
+    /// The consume queues on disk have every record below.
+    pub(crate) dispatched: u64,
     pub(crate) queue_ends: QueueEnds,
 }
 
@@ -74,19 +76,21 @@ impl ViewDatabase {
         Ok((ViewDatabase { disk, path, database }, stored))
     }
 
-    /// Writes changed entries and the position they bring the views to, in one durable transaction.
+    /// Writes changed entries and the positions they bring map views and consume queues to, in one
+    /// durable transaction.
     /// A failed call has changed nothing and can be made again.
     pub(crate) fn checkpoint(
         &self,
         views: &Views,
         changes: &Changes,
-        position: u64,
+        dispatched: u64,
         queue_ends: &[QueueEnd],
     ) -> Result<(), redb::Error> {
         self.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert("version", VERSION)?;
-            meta.insert("position", position)?;
+            meta.insert("folded", views.folded.max(dispatched))?;
+            meta.insert("dispatched", dispatched)?;
             write_topics(transaction, views, changes)?;
             write_groups(transaction, views, changes)?;
             write_offsets(transaction, views, changes)?;
@@ -105,7 +109,7 @@ impl ViewDatabase {
             transaction.delete_table(GROUPS)?;
             transaction.delete_table(OFFSETS)?;
             transaction.delete_table(QUEUE_ENDS)?;
-            transaction.open_table(META)?.insert("position", 0)?;
+            transaction.delete_table(META)?;
             make_tables(transaction)
         })
     }
@@ -161,7 +165,8 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
     if version != VERSION {
         return Err(redb::Error::Corrupted(format!("view version {version} is not {VERSION}")));
     }
-    let folded = meta.get("position")?.map_or(0, |p| p.value());
+    let folded = meta.get("folded")?.map_or(0, |p| p.value());
+    let dispatched = meta.get("dispatched")?.map_or(0, |p| p.value());
     let mut views = Views { folded, ..Views::default() };
     for row in transaction.open_table(TOPICS)?.iter()? {
         let (name, value) = row?;
@@ -192,7 +197,7 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
         let (topic, queue) = key.value();
         queue_ends.insert((topic.into(), queue), end.value());
     }
-    Ok(Stored { views, queue_ends })
+    Ok(Stored { views, dispatched, queue_ends })
 }
 
 fn write_topics(
