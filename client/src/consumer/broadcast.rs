@@ -1,0 +1,40 @@
+//! Reading every queue of the topics subscribed to, without a group.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shared;
+use super::builder::StartAt;
+use crate::Error;
+use crate::message::TopicQueue;
+
+/// How often the broker is asked for added queues.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// Takes on the queues that are not assigned yet.
+    pub(super) async fn follow(&self, start_at: StartAt) -> Result<(), Error> {
+        for topic in self.config.topics() {
+            let description = self.client.control().topic(&topic, true).await?;
+            let name: Arc<str> = topic.into();
+            let all = description.queues.iter().map(|q| TopicQueue::new(name.clone(), q.queue));
+            let new: Vec<TopicQueue> = {
+                let queues = self.queues.lock();
+                all.filter(|queue| !queues.contains(queue)).collect()
+            };
+            if !new.is_empty() {
+                self.assign(self.starts(new, start_at).await?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Looks for added queues until the consumer is closed. They are read from their beginning.
+pub(super) async fn run(shared: Arc<Shared>) {
+    while tokio::time::timeout(FOLLOW_INTERVAL, shared.closing.cancelled()).await.is_err() {
+        if let Err(error) = shared.follow(StartAt::Earliest).await {
+            tracing::debug!(%error, "cannot look for added queues");
+        }
+    }
+}

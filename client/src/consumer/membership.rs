@@ -1,0 +1,200 @@
+//! Being a member of a group.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longwire_proto::control::{
+    Assignment, JoinRequest, Released, Subscribe, join_request::Request,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{Member, Shared};
+use crate::backoff::Backoff;
+use crate::control::topic_queues;
+use crate::message::TopicQueue;
+use crate::{Error, ErrorKind};
+
+/// A member that comes back within this time goes on where it stood, even where that was not
+/// committed: as long as its queues come back to it, nothing is repeated.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// How long the application may work on messages of a queue that goes to another member: less than
+/// the broker waits for the release.
+const WORK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long leaving waits for the broker.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the consumer stood at when its membership ended.
+type Remembered = Option<(Instant, HashMap<TopicQueue, u64>)>;
+
+/// Joins, and joins again whenever the membership ends, until the consumer is closed.
+///
+/// `joined` is told about the first attempt. If that fails, that is all.
+pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), Error>>) {
+    let mut joined = Some(joined);
+    let mut remembered: Remembered = None;
+    let mut backoff = Backoff::default();
+    let mut told = None;
+    while !shared.closing.is_cancelled() {
+        let error = match session(&shared, &mut joined, &mut remembered, &mut backoff).await {
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        if let Some(joined) = joined.take() {
+            let _ = joined.send(Err(error));
+            return;
+        }
+        lose(&shared, &mut remembered);
+        let pause = backoff.next();
+        tracing::warn!(%error, ?pause, "the group membership has ended; joining again");
+        // A refusal that will not pass by itself is for the application to know, once.
+        let lasting = error.kind() == ErrorKind::Refused && !error.is_retriable();
+        if lasting && told != error.code() {
+            told = error.code();
+            shared.queues.lock().report(error);
+            shared.arrived.notify_one();
+        }
+        let _ = tokio::time::timeout(pause, shared.closing.cancelled()).await;
+    }
+}
+
+/// One membership. `Ok` once the consumer is closed.
+async fn session(
+    shared: &Shared,
+    joined: &mut Option<oneshot::Sender<Result<(), Error>>>,
+    remembered: &mut Remembered,
+    backoff: &mut Backoff,
+) -> Result<(), Error> {
+    let group = shared.config.group.clone().unwrap_or_default();
+    let what = format!("joining group {group:?}");
+    let (requests, stream) = mpsc::channel(4);
+    let subscribe = Subscribe {
+        group,
+        topics: shared.config.topics(),
+        client_id: shared.client.client_id().to_owned(),
+    };
+    send(&requests, Request::Subscribe(subscribe)).await?;
+    let mut groups = shared.client.control().groups();
+    let answer = tokio::select! {
+        answer = groups.join(ReceiverStream::new(stream)) => answer,
+        () = shared.closing.cancelled() => return Ok(()),
+    };
+    let mut assignments = answer.map_err(|s| Error::from_status(&what, &s))?.into_inner();
+    loop {
+        let message = tokio::select! {
+            message = assignments.message() => message,
+            () = shared.closing.cancelled() => {
+                drop(requests);
+                leave(assignments).await;
+                return Ok(());
+            }
+        };
+        let assignment = message.map_err(|s| Error::from_status(&what, &s))?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::ConnectionLost,
+                format!("{what}: the broker ended the membership"),
+            )
+        })?;
+        take_on(shared, assignment, &requests, remembered).await?;
+        backoff.reset();
+        if let Some(joined) = joined.take() {
+            let _ = joined.send(Ok(()));
+        }
+    }
+}
+
+async fn send(requests: &mpsc::Sender<JoinRequest>, request: Request) -> Result<(), Error> {
+    let request = JoinRequest { request: Some(request) };
+    requests.send(request).await.map_err(|_| {
+        Error::new(ErrorKind::ConnectionLost, "the broker no longer listens to this member")
+    })
+}
+
+/// Waits until the broker has seen that the member leaves: it then ends its side.
+async fn leave(mut assignments: Streaming<Assignment>) {
+    let ended = async { while let Ok(Some(_)) = assignments.message().await {} };
+    let _ = tokio::time::timeout(LEAVE_TIMEOUT, ended).await;
+}
+
+/// Gives up what is not in the assignment, says so, and takes on what is new.
+async fn take_on(
+    shared: &Shared,
+    assignment: Assignment,
+    requests: &mpsc::Sender<JoinRequest>,
+    remembered: &mut Remembered,
+) -> Result<(), Error> {
+    let generation = assignment.generation;
+    let assigned: HashSet<TopicQueue> = topic_queues(&assignment.topics).into_iter().collect();
+    *shared.member.lock() = Some(Member { id: assignment.member_id, generation });
+
+    shared.queues.lock().give_up(|queue| assigned.contains(queue));
+    work_done(shared).await;
+    let (lost, positions) = shared.queues.lock().forget();
+    if shared.config.auto_commit.is_some()
+        && !positions.is_empty()
+        && let Err(error) = shared.commit_these(&positions).await
+    {
+        tracing::warn!(%error, queues = lost,
+            "cannot commit for queues that go to another member; it repeats some messages");
+    }
+    send(requests, Request::Released(Released { generation })).await?;
+
+    let gained: Vec<TopicQueue> = {
+        let queues = shared.queues.lock();
+        assigned.into_iter().filter(|queue| !queues.contains(queue)).collect()
+    };
+    tracing::debug!(generation, gained = gained.len(), lost, "assigned");
+    if gained.is_empty() {
+        return Ok(());
+    }
+    let mut starts = shared.starts(gained, shared.config.start_at).await?;
+    if let Some((since, positions)) = remembered.as_ref()
+        && since.elapsed() < REMEMBERED
+    {
+        for start in &mut starts {
+            if let Some(&handed) = positions.get(&start.queue) {
+                start.offset = start.offset.max(handed);
+            }
+        }
+    }
+    *remembered = None;
+    shared.assign(starts);
+    Ok(())
+}
+
+/// Waits until the application asks for more, and so is done with what it has of lost queues. Then
+/// the next member repeats nothing.
+async fn work_done(shared: &Shared) {
+    let done = async {
+        loop {
+            let settled = shared.settled.notified();
+            if !shared.queues.lock().leaves_work() {
+                return;
+            }
+            settled.await;
+        }
+    };
+    let done = shared.closing.run_until_cancelled(done);
+    if tokio::time::timeout(WORK_TIMEOUT, done).await.is_err() {
+        tracing::warn!(
+            "the application works too long on messages of queues that go to another member; \
+             it repeats them"
+        );
+    }
+}
+
+/// The membership has ended: somebody else may read the queues from here on.
+fn lose(shared: &Shared, remembered: &mut Remembered) {
+    *shared.member.lock() = None;
+    let mut queues = shared.queues.lock();
+    let assigned = queues.assignment();
+    if !assigned.is_empty() {
+        let position = |queue: TopicQueue| Some((queue.clone(), queues.position(&queue)?));
+        let positions = assigned.into_iter().filter_map(position).collect();
+        *remembered = Some((Instant::now(), positions));
+    }
+    queues.give_up(|_| false);
+    queues.forget();
+}

@@ -1,0 +1,393 @@
+//! From what queues want to fetches, and from answers to messages.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use longwire_proto::ErrorCode;
+use longwire_proto::data::{FetchQueue, FetchRequest, FetchResponse, FetchResult, FetchTopic};
+use longwire_proto::limits::{FRAME_HEADER_BYTES_MAX, QUEUES_PER_FETCH_MAX};
+
+use super::chunk::{Chunk, Source};
+use super::queues::{Key, Queues};
+use super::received::Received;
+use crate::{Error, ErrorKind};
+
+/// Queues in one fetch, unless there are so many that the broker would not take all the fetches.
+const QUEUES_PER_FETCH: usize = 128;
+/// What one fetch asks for, at least and at most.
+const SHARE_BYTES_MIN: usize = 16 * 1024;
+const SHARE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What one queue of a fetch may have of it, at least.
+const QUEUE_BYTES_MIN: usize = 256 * 1024;
+/// Longest time a fetch stays parked, in milliseconds.
+pub(super) const FETCH_WAIT_MS: u32 = 30_000;
+/// What a queue, a topic beside its name, and a tag take in the header at most.
+const QUEUE_HEADER_BYTES: usize = 32;
+const TOPIC_HEADER_BYTES: usize = 16;
+const TAG_HEADER_BYTES: usize = 5;
+
+/// What bounds the fetches of a consumer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FetchLimits {
+    pub(super) prefetch_bytes_max: usize,
+    /// Fetches the broker reads from one connection before it stops reading.
+    pub(super) in_flight_max: usize,
+}
+
+/// What to do next about fetching.
+#[derive(Debug)]
+pub(super) enum Next {
+    Fetch(Plan),
+    /// Nothing now.
+    Wait,
+    /// So many outstanding fetches ask for so few queues that it is better to drop them and ask anew.
+    Repack,
+}
+
+/// A fetch and what it was made from.
+#[derive(Debug)]
+pub(super) struct Plan {
+    entries: Vec<Entry>,
+    share_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: Key,
+    source: Arc<Source>,
+    offset: u64,
+}
+
+/// A chunk that is being handed out from.
+#[derive(Debug)]
+pub(super) struct Taken {
+    key: Key,
+    source: Arc<Source>,
+    chunk: Chunk,
+    bytes_before: usize,
+}
+
+/// Where a queue goes on whose offset is out of range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reset {
+    Earliest,
+    Latest,
+}
+
+impl Queues {
+    /// Plans the next fetch.
+    pub(super) fn plan(&mut self, limits: &FetchLimits) -> Next {
+        while self.wanting.front().is_some_and(|key| self.state_of(*key).is_none()) {
+            self.wanting.pop_front();
+        }
+        if self.wanting.is_empty() {
+            return Next::Wait;
+        }
+        // One is kept free, so that a changed queue need not wait for a parked fetch.
+        let in_flight_max = limits.in_flight_max.saturating_sub(1).max(1);
+        let spread = self.states.len().div_ceil(in_flight_max);
+        let queues_max = spread.clamp(QUEUES_PER_FETCH, QUEUES_PER_FETCH_MAX);
+        let groups = self.states.len().div_ceil(queues_max).max(1);
+        let budget = limits.prefetch_bytes_max.max(groups * 2 * SHARE_BYTES_MIN);
+        let share = (budget / 2 / groups).clamp(SHARE_BYTES_MIN, SHARE_BYTES_MAX);
+
+        let crowded = self.outstanding >= limits.in_flight_max.min(2 * groups + 8)
+            || self.reserved_bytes + share > budget;
+        if crowded && self.outstanding > groups {
+            return Next::Repack;
+        }
+        self.starved = (!self.has_room(budget - share)).then_some(budget - share);
+        if self.starved.is_some() || self.outstanding >= limits.in_flight_max {
+            return Next::Wait;
+        }
+        let plan = self.gather(queues_max, share);
+        self.outstanding += 1;
+        self.reserved_bytes += plan.share_bytes;
+        Next::Fetch(plan)
+    }
+
+    /// Whether a fetch that was held back for want of memory can go now. True once.
+    pub(super) fn is_fed(&mut self) -> bool {
+        let fed = self.starved.is_some_and(|bytes| self.has_room(bytes));
+        if fed {
+            self.starved = None;
+        }
+        fed
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.buffered_bytes + self.reserved_bytes <= bytes
+    }
+
+    fn state_of(&self, key: Key) -> Option<&super::queues::QueueState> {
+        self.states.get(&key.0).filter(|state| state.epoch == key.1)
+    }
+
+    fn gather(&mut self, queues_max: usize, share_bytes: usize) -> Plan {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut header_bytes = 64;
+        while entries.len() < queues_max
+            && let Some(key) = self.wanting.pop_front()
+        {
+            let Some(state) = self.state_of(key) else {
+                continue;
+            };
+            let source = &state.source;
+            let topic_bytes = match entries.last() {
+                Some(last) if last.source.name.topic == source.name.topic => 0,
+                _ => {
+                    let tags = source.filter.hashes().len() * TAG_HEADER_BYTES;
+                    TOPIC_HEADER_BYTES + source.name.topic.len() + tags
+                }
+            };
+            header_bytes += topic_bytes + QUEUE_HEADER_BYTES;
+            if header_bytes > FRAME_HEADER_BYTES_MAX && !entries.is_empty() {
+                self.wanting.push_front(key);
+                break;
+            }
+            entries.push(Entry { key, source: source.clone(), offset: state.next_fetch });
+        }
+        // Neighbours of one topic name it once.
+        entries.sort_by(|a, b| a.source.name.topic.cmp(&b.source.name.topic));
+        Plan { entries, share_bytes }
+    }
+
+    /// Takes in the answer to a fetch. An error means that it makes no sense; its queues are left
+    /// alone for a while.
+    pub(super) fn arrived(
+        &mut self,
+        plan: Plan,
+        response: FetchResponse,
+        body: &Bytes,
+        reset: Reset,
+    ) -> Result<(), Error> {
+        self.outstanding -= 1;
+        self.reserved_bytes -= plan.share_bytes;
+        let checked = check(&plan, &response, body);
+        let delayed_before = self.delayed.len();
+        let mut at = 0;
+        if checked.is_ok() {
+            for result in &response.results {
+                let bytes = at..at + result.bytes as usize;
+                at = bytes.end;
+                let Some(entry) = plan.entries.get(result.index as usize) else {
+                    continue;
+                };
+                if self.current(entry.key).is_some() {
+                    self.settle(entry, result, body.slice(bytes), reset);
+                }
+            }
+        }
+        for entry in plan.entries {
+            if checked.is_err() {
+                self.delayed.push(entry.key);
+            } else if !self.delayed[delayed_before..].contains(&entry.key) {
+                self.want(entry.key);
+            }
+        }
+        checked
+    }
+
+    /// A fetch brought no answer; its queues are fetched again, after a pause if `delayed`.
+    pub(super) fn missed(&mut self, plan: Plan, delayed: bool) {
+        self.outstanding -= 1;
+        self.reserved_bytes -= plan.share_bytes;
+        for entry in plan.entries {
+            if delayed {
+                self.delayed.push(entry.key);
+            } else {
+                self.want(entry.key);
+            }
+        }
+    }
+
+    fn want(&mut self, key: Key) {
+        if self.current(key).is_some() {
+            self.wanting.push_back(key);
+        }
+    }
+
+    /// The pause of delayed queues is over.
+    pub(super) fn undelay(&mut self) {
+        for key in std::mem::take(&mut self.delayed) {
+            self.want(key);
+        }
+    }
+
+    fn settle(&mut self, entry: &Entry, result: &FetchResult, bytes: Bytes, reset: Reset) {
+        let name = &entry.source.name;
+        let Some(code) = ErrorCode::from_number(result.code) else {
+            if result.code == 0 {
+                return self.extend(entry, bytes, result.next_offset);
+            }
+            let what = format!("fetching from queue {name} at offset {}", entry.offset);
+            return self.halt(entry.key.0, Error::refused(result.code, what));
+        };
+        match code {
+            ErrorCode::OffsetOutOfRange => {
+                let to = match reset {
+                    Reset::Earliest => result.min_offset,
+                    Reset::Latest => result.max_offset,
+                };
+                tracing::warn!(queue = %name, offset = entry.offset, min = result.min_offset,
+                    max = result.max_offset, to, "the offset is out of range; going on elsewhere");
+                self.jump(entry.key, to);
+            }
+            code if code.is_retriable() || code == ErrorCode::Internal => {
+                tracing::warn!(queue = %name, %code, "fetching again after a pause");
+                self.delayed.push(entry.key);
+            }
+            code => {
+                let what = format!("fetching from queue {name} at offset {}", entry.offset);
+                let error = Error::refused(code.number(), what);
+                self.halt(entry.key.0, error.with_record(name.clone(), entry.offset));
+            }
+        }
+    }
+
+    /// Adds what was fetched behind what there is.
+    fn extend(&mut self, entry: &Entry, bytes: Bytes, next_offset: u64) {
+        let Some(state) = self.current(entry.key) else {
+            return;
+        };
+        state.next_fetch = next_offset;
+        if !bytes.is_empty() {
+            let buffered = bytes.len();
+            state.chunks.push_back(Chunk::new(bytes, entry.offset, next_offset));
+            self.buffered_bytes += buffered;
+            self.list(entry.key);
+        } else if let Some(last) = state.chunks.back_mut() {
+            last.extend_to(next_offset);
+        } else if state.listed {
+            state.chunks.push_back(Chunk::new(bytes, next_offset, next_offset));
+        } else if next_offset != entry.offset {
+            self.passed_over(entry.key.0, next_offset);
+        }
+    }
+
+    /// Goes on at `offset` after what there is.
+    fn jump(&mut self, key: Key, offset: u64) {
+        let Some(state) = self.current(key) else {
+            return;
+        };
+        state.next_fetch = offset;
+        if state.listed {
+            state.chunks.push_back(Chunk::new(Bytes::new(), offset, offset));
+        } else {
+            self.passed_over(key.0, offset);
+        }
+    }
+
+    fn list(&mut self, key: Key) {
+        if let Some(state) = self.current(key)
+            && !state.listed
+        {
+            state.listed = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Takes the next chunk to hand out from. It must be given back.
+    pub(super) fn take(&mut self) -> Option<Taken> {
+        while let Some(key) = self.ready.pop_front() {
+            let Some(state) = self.current(key) else {
+                continue;
+            };
+            let Some(chunk) = state.chunks.pop_front() else {
+                state.listed = false;
+                continue;
+            };
+            let source = state.source.clone();
+            let bytes_before = chunk.bytes_left();
+            return Some(Taken { key, source, chunk, bytes_before });
+        }
+        None
+    }
+
+    /// Takes back a chunk, with what stopped it. `false` if the queue has been taken away or
+    /// moved meanwhile; then the messages must not be handed out.
+    pub(super) fn give_back(&mut self, taken: Taken, error: Option<Error>) -> bool {
+        let Taken { key, chunk, bytes_before, .. } = taken;
+        let Some(state) = self.current(key) else {
+            self.buffered_bytes -= bytes_before;
+            return false;
+        };
+        let (bytes_left, offset) = (chunk.bytes_left(), chunk.offset());
+        if bytes_left > 0 {
+            state.chunks.push_front(chunk);
+            self.ready.push_front(key);
+        } else if !state.chunks.is_empty() {
+            self.ready.push_back(key);
+        } else {
+            state.listed = false;
+        }
+        self.buffered_bytes -= bytes_before - bytes_left;
+        self.handed_out(key.0, offset);
+        if let Some(error) = error {
+            self.halt(key.0, error);
+        }
+        true
+    }
+}
+
+impl Taken {
+    /// Adds up to `max` messages to `out`. An error means that the queue cannot go on.
+    pub(super) fn read(&mut self, max: usize, out: &mut Vec<Received>) -> Option<Error> {
+        for _ in 0..max {
+            match self.chunk.next(&self.source)? {
+                Ok(received) => out.push(received),
+                Err(error) => return Some(error),
+            }
+        }
+        None
+    }
+}
+
+impl Plan {
+    /// The request: queues in the order of the plan, neighbours of one topic together.
+    pub(super) fn request(&self) -> FetchRequest {
+        let queue_bytes = (self.share_bytes / self.entries.len().max(1)).max(QUEUE_BYTES_MIN);
+        let mut topics: Vec<FetchTopic> = Vec::new();
+        for entry in &self.entries {
+            let Source { name, filter } = &*entry.source;
+            let queue = FetchQueue {
+                queue: name.queue,
+                offset: entry.offset,
+                max_bytes: queue_bytes.min(self.share_bytes) as u32,
+            };
+            match topics.last_mut() {
+                Some(last) if *last.topic == *name.topic => last.queues.push(queue),
+                _ => topics.push(FetchTopic {
+                    topic: name.topic.to_string(),
+                    tag_hashes: filter.hashes().to_vec(),
+                    queues: vec![queue],
+                }),
+            }
+        }
+        FetchRequest { max_wait_ms: FETCH_WAIT_MS, max_bytes: self.share_bytes as u32, topics }
+    }
+}
+
+/// Checks an answer against its fetch, so that it can be cut up.
+fn check(plan: &Plan, response: &FetchResponse, body: &Bytes) -> Result<(), Error> {
+    let wrong = |what: &str| Err(Error::new(ErrorKind::Protocol, format!("a fetch answer {what}")));
+    let mut bytes = 0_usize;
+    let mut open: Vec<Option<&Entry>> = plan.entries.iter().map(Some).collect();
+    for result in &response.results {
+        let Some(entry) = open.get_mut(result.index as usize).and_then(Option::take) else {
+            return wrong("is about a queue that was not asked for, or twice about one");
+        };
+        let least = entry.offset + u64::from(result.bytes > 0);
+        if result.code == 0 && result.next_offset < least {
+            return wrong("does not move forward");
+        }
+        bytes = bytes.saturating_add(result.bytes as usize);
+    }
+    if bytes != body.len() {
+        return wrong("gives lengths that do not add up to its body");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

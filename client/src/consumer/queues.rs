@@ -1,0 +1,332 @@
+//! What a consumer knows of each of its queues.
+//!
+//! Everything that was fetched, or is being fetched, carries the queue's *epoch*. A seek, a pause or
+//! a loss of the queue changes the epoch, and whatever still arrives for the old one is dropped.
+//!
+//! A queue in its current epoch that is not held is in exactly one place: it wants to be fetched, or
+//! one outstanding fetch asks for it, or it waits out a delay.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::chunk::{Chunk, Source};
+use crate::message::{QueueOffset, TopicQueue};
+use crate::{Error, ErrorKind};
+
+/// Errors not yet told to the application; beyond that the oldest is dropped.
+const ERRORS_MAX: usize = 1024;
+
+/// A queue, for as long as it is assigned. Never used twice.
+pub(super) type QueueId = u64;
+
+/// A queue in an epoch.
+pub(super) type Key = (QueueId, u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Queues {
+    pub(super) states: HashMap<QueueId, QueueState>,
+    ids: HashMap<TopicQueue, QueueId>,
+    /// Given up, and not yet forgotten: the application may still work on their messages.
+    leaving: HashMap<TopicQueue, QueueId>,
+    last_number: u64,
+    /// To be fetched, the longest waiting first.
+    pub(super) wanting: VecDeque<Key>,
+    /// To be fetched after a pause.
+    pub(super) delayed: Vec<Key>,
+    /// With fetched records, in the order in which they are handed out.
+    pub(super) ready: VecDeque<Key>,
+    /// With messages handed out since the last call of the application.
+    touched: Vec<QueueId>,
+    /// Bytes fetched and not handed out.
+    pub(super) buffered_bytes: usize,
+    /// Bytes that outstanding fetches may bring.
+    pub(super) reserved_bytes: usize,
+    /// Fetches without an answer.
+    pub(super) outstanding: usize,
+    /// A fetch is held back until no more than this is buffered or reserved.
+    pub(super) starved: Option<usize>,
+    errors: VecDeque<Error>,
+    /// Something may have to be committed.
+    dirty: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct QueueState {
+    pub(super) source: Arc<Source>,
+    pub(super) epoch: u64,
+    held: Option<Hold>,
+    /// The offset to ask for next.
+    pub(super) next_fetch: u64,
+    pub(super) chunks: VecDeque<Chunk>,
+    /// In `ready`, or just being handed out from.
+    pub(super) listed: bool,
+    /// The offset after what has been handed out.
+    handed: u64,
+    /// The offset after what the application is done with: it has asked for more, or committed.
+    done: u64,
+    /// What is known to be committed.
+    committed: Option<u64>,
+    touched: bool,
+}
+
+/// Why a queue is not fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Paused,
+    /// It stands before a bad record, or cannot be read at all, until the application seeks.
+    Halted,
+}
+
+/// Where a newly assigned queue begins.
+#[derive(Debug, Clone)]
+pub(super) struct Start {
+    pub(super) queue: TopicQueue,
+    pub(super) offset: u64,
+    /// What the group has committed, or what need not be committed.
+    pub(super) committed: Option<u64>,
+}
+
+impl Queues {
+    fn number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// Takes on a queue. One that is assigned already stays as it is.
+    pub(super) fn assign(&mut self, start: Start, source: Arc<Source>) {
+        if self.ids.contains_key(&start.queue) {
+            return;
+        }
+        let (id, epoch) = (self.number(), self.number());
+        let state = QueueState {
+            source,
+            epoch,
+            held: None,
+            next_fetch: start.offset,
+            chunks: VecDeque::new(),
+            listed: false,
+            handed: start.offset,
+            done: start.offset,
+            committed: start.committed,
+            touched: false,
+        };
+        self.dirty |= start.committed != Some(start.offset);
+        self.ids.insert(start.queue, id);
+        self.states.insert(id, state);
+        self.wanting.push_back((id, epoch));
+    }
+
+    /// Stops handing out messages of every queue that `keep` does not want.
+    pub(super) fn give_up(&mut self, keep: impl Fn(&TopicQueue) -> bool) {
+        let gone: Vec<TopicQueue> = self.ids.keys().filter(|name| !keep(name)).cloned().collect();
+        for name in gone {
+            if let Some(id) = self.ids.remove(&name) {
+                self.detach(id);
+                self.leaving.insert(name, id);
+            }
+        }
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Whether the application may still work on messages of queues that were given up.
+    pub(super) fn leaves_work(&self) -> bool {
+        let state = |id| self.states.get(id);
+        self.leaving.values().filter_map(state).any(|state| state.touched)
+    }
+
+    /// Forgets the queues that were given up. Returns how many, and what there is to commit for them.
+    pub(super) fn forget(&mut self) -> (usize, Vec<QueueOffset>) {
+        let gone: Vec<_> =
+            self.leaving.drain().filter_map(|(_, id)| self.states.remove(&id)).collect();
+        (gone.len(), gone.iter().filter_map(QueueState::uncommitted).collect())
+    }
+
+    /// Drops what was fetched of a queue and makes every outstanding fetch of it void.
+    fn detach(&mut self, id: QueueId) -> Option<&mut QueueState> {
+        let epoch = self.number();
+        let state = self.states.get_mut(&id)?;
+        let dropped: usize = state.chunks.drain(..).map(|chunk| chunk.bytes_left()).sum();
+        self.buffered_bytes -= dropped;
+        state.epoch = epoch;
+        state.listed = false;
+        Some(state)
+    }
+
+    fn id(&self, queue: &TopicQueue) -> Result<QueueId, Error> {
+        self.ids.get(queue).copied().ok_or_else(|| {
+            let message = format!("queue {queue} is not assigned to this consumer");
+            Error::new(ErrorKind::InvalidArgument, message)
+        })
+    }
+
+    /// Goes on at `offset`, also in a queue that stood still.
+    pub(super) fn seek(&mut self, queue: &TopicQueue, offset: u64) -> Result<(), Error> {
+        let id = self.id(queue)?;
+        let Some(state) = self.detach(id) else {
+            return Ok(());
+        };
+        (state.next_fetch, state.handed, state.done) = (offset, offset, offset);
+        state.held = state.held.filter(|hold| *hold == Hold::Paused);
+        let (held, key) = (state.held, (id, state.epoch));
+        self.dirty = true;
+        if held.is_none() {
+            self.wanting.push_back(key);
+        }
+        Ok(())
+    }
+
+    /// Stops handing out messages of a queue, and fetching them. What was fetched is dropped.
+    pub(super) fn pause(&mut self, queue: &TopicQueue) {
+        let Ok(id) = self.id(queue) else { return };
+        if self.states.get(&id).is_some_and(|state| state.held.is_some()) {
+            return;
+        }
+        if let Some(state) = self.detach(id) {
+            state.held = Some(Hold::Paused);
+            state.next_fetch = state.handed;
+        }
+    }
+
+    /// Ends a pause. A queue that stands before a bad record keeps standing.
+    pub(super) fn resume(&mut self, queue: &TopicQueue) {
+        let Ok(id) = self.id(queue) else { return };
+        let Some(state) = self.states.get_mut(&id) else {
+            return;
+        };
+        if state.held == Some(Hold::Paused) {
+            state.held = None;
+            self.wanting.push_back((id, state.epoch));
+        }
+    }
+
+    /// Stops a queue until the application seeks, and tells it why.
+    pub(super) fn halt(&mut self, id: QueueId, why: Error) {
+        if let Some(state) = self.detach(id) {
+            state.held = Some(Hold::Halted);
+        }
+        self.report(why);
+    }
+
+    /// Leaves an error for the application.
+    pub(super) fn report(&mut self, error: Error) {
+        if self.errors.len() == ERRORS_MAX {
+            self.errors.pop_front();
+        }
+        self.errors.push_back(error);
+    }
+
+    pub(super) fn take_error(&mut self) -> Option<Error> {
+        self.errors.pop_front()
+    }
+
+    /// The state of a queue if it is still in the epoch of `key`.
+    pub(super) fn current(&mut self, key: Key) -> Option<&mut QueueState> {
+        self.states.get_mut(&key.0).filter(|state| state.epoch == key.1)
+    }
+
+    /// Handing out has come to `offset`.
+    pub(super) fn handed_out(&mut self, id: QueueId, offset: u64) {
+        let Some(state) = self.states.get_mut(&id) else {
+            return;
+        };
+        if state.handed != offset {
+            state.handed = offset;
+            if !state.touched {
+                state.touched = true;
+                self.touched.push(id);
+            }
+        }
+    }
+
+    /// Nothing lies before `offset` any more that could be handed out, and nothing is under way.
+    pub(super) fn passed_over(&mut self, id: QueueId, offset: u64) {
+        let Some(state) = self.states.get_mut(&id) else {
+            return;
+        };
+        state.handed = offset;
+        if !state.touched {
+            state.done = offset;
+            self.dirty = true;
+        }
+    }
+
+    /// The application asks for more: it is done with what it has.
+    pub(super) fn done(&mut self) {
+        for id in self.touched.drain(..) {
+            if let Some(state) = self.states.get_mut(&id) {
+                state.touched = false;
+                state.done = state.handed;
+                self.dirty = true;
+            }
+        }
+    }
+
+    /// Whether something may have to be committed, since this was last asked.
+    pub(super) fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// What there is to commit.
+    pub(super) fn uncommitted(&self) -> Vec<(QueueId, QueueOffset)> {
+        let states = self.states.iter();
+        states.filter_map(|(id, state)| Some((*id, state.uncommitted()?))).collect()
+    }
+
+    /// These have been committed.
+    pub(super) fn committed(&mut self, positions: &[(QueueId, QueueOffset)]) {
+        for (id, position) in positions {
+            if let Some(state) = self.states.get_mut(id) {
+                state.committed = Some(position.offset);
+            }
+        }
+    }
+
+    /// The application has committed offsets of its own choice. They stand until it goes on.
+    pub(super) fn committed_explicitly(&mut self, offsets: &[QueueOffset]) {
+        for offset in offsets {
+            let queue = TopicQueue::new(offset.topic.clone(), offset.queue);
+            let id = self.ids.get(&queue).or_else(|| self.leaving.get(&queue));
+            if let Some(state) = id.and_then(|id| self.states.get_mut(id)) {
+                state.committed = Some(offset.offset);
+                state.done = offset.offset;
+            }
+        }
+    }
+
+    pub(super) fn assignment(&self) -> Vec<TopicQueue> {
+        let mut queues: Vec<TopicQueue> = self.ids.keys().cloned().collect();
+        queues.sort();
+        queues
+    }
+
+    pub(super) fn contains(&self, queue: &TopicQueue) -> bool {
+        self.ids.contains_key(queue)
+    }
+
+    pub(super) fn wants(&self) -> bool {
+        !self.wanting.is_empty()
+    }
+
+    pub(super) fn has_delayed(&self) -> bool {
+        !self.delayed.is_empty()
+    }
+
+    /// The offset of the message to be handed out next.
+    pub(super) fn position(&self, queue: &TopicQueue) -> Option<u64> {
+        Some(self.states.get(self.ids.get(queue)?)?.handed)
+    }
+}
+
+impl QueueState {
+    fn uncommitted(&self) -> Option<QueueOffset> {
+        let name = &self.source.name;
+        (self.committed != Some(self.done)).then(|| QueueOffset {
+            topic: name.topic.clone(),
+            queue: name.queue,
+            offset: self.done,
+        })
+    }
+}

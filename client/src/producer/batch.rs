@@ -1,0 +1,217 @@
+//! Records of one queue that travel, and are decided, together.
+
+use std::sync::{Arc, OnceLock};
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use longwire_proto::data::Extent;
+use longwire_proto::record::{EncodeError, RecordDraft};
+use parking_lot::Mutex;
+
+use crate::message::{AckLevel, Durability, Receipt};
+use crate::{Error, ErrorKind};
+
+/// What all deliveries of a batch share: its fate, once that is known.
+#[derive(Debug)]
+pub(super) struct Batch {
+    topic: Arc<str>,
+    queue: u32,
+    outcome: OnceLock<Result<Placed, Error>>,
+    waiters: Mutex<Vec<Waker>>,
+}
+
+/// Where the records of an acknowledged batch are.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) level: AckLevel,
+    pub(super) extents: Vec<Extent>,
+    /// Where in the batch each record begins.
+    pub(super) starts: Vec<u32>,
+}
+
+impl Batch {
+    pub(super) fn new(topic: Arc<str>, queue: u32) -> Batch {
+        Batch { topic, queue, outcome: OnceLock::new(), waiters: Mutex::default() }
+    }
+
+    /// Decides the batch and wakes everyone who waits for it. Only the first call counts.
+    pub(super) fn decide(&self, outcome: Result<Placed, Error>) {
+        if self.outcome.set(outcome).is_err() {
+            return;
+        }
+        let waiters = std::mem::take(&mut *self.waiters.lock());
+        for waiter in waiters {
+            waiter.wake();
+        }
+    }
+
+    /// Ready once the batch is decided. `slot` remembers where the waker was left.
+    pub(super) fn poll_decided(&self, waker: &Waker, slot: &mut Option<usize>) -> Poll<()> {
+        if self.outcome.get().is_some() {
+            return Poll::Ready(());
+        }
+        let mut waiters = self.waiters.lock();
+        // Checked again under the lock: `decide` takes the waiters after it has set the outcome.
+        if self.outcome.get().is_some() {
+            return Poll::Ready(());
+        }
+        match slot.and_then(|slot| waiters.get_mut(slot)) {
+            Some(waiter) => waiter.clone_from(waker),
+            None => {
+                *slot = Some(waiters.len());
+                waiters.push(waker.clone());
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Completes when the batch is decided, either way.
+    pub(super) async fn decided(&self) {
+        let mut slot = None;
+        std::future::poll_fn(|cx| self.poll_decided(cx.waker(), &mut slot)).await;
+    }
+
+    /// What became of record number `index`; `None` while that is open.
+    pub(super) fn receipt(&self, index: u32) -> Option<Result<Receipt, Error>> {
+        Some(match self.outcome.get()? {
+            Ok(placed) => self.locate(placed, index),
+            Err(error) => Err(error.clone()),
+        })
+    }
+
+    fn locate(&self, placed: &Placed, index: u32) -> Result<Receipt, Error> {
+        let mut first = 0;
+        for extent in &placed.extents {
+            let within = index - first;
+            if within < extent.records {
+                let start = |index: u32| placed.starts.get(index as usize).copied().map(u64::from);
+                let (Some(here), Some(base)) = (start(index), start(first)) else {
+                    break;
+                };
+                return Ok(Receipt {
+                    topic: self.topic.clone(),
+                    queue: self.queue,
+                    offset: extent.offset + u64::from(within),
+                    position: extent.position + (here - base),
+                    level: placed.level,
+                });
+            }
+            first += extent.records;
+        }
+        let message = "the broker acknowledged fewer records than were sent";
+        Err(Error::new(ErrorKind::Protocol, message).with_unknown_outcome())
+    }
+}
+
+/// A batch that still takes records.
+#[derive(Debug)]
+pub(super) struct OpenBatch {
+    pub(super) batch: Arc<Batch>,
+    pub(super) bytes: Vec<u8>,
+    pub(super) starts: Vec<u32>,
+    pub(super) durability: Durability,
+    /// Bytes of the producer's buffer taken for it, given back when it is decided.
+    pub(super) reserved: usize,
+    pub(super) created: Instant,
+}
+
+impl OpenBatch {
+    pub(super) fn new(topic: &Arc<str>, queue: u32, durability: Durability, room: usize) -> Self {
+        OpenBatch {
+            batch: Arc::new(Batch::new(topic.clone(), queue)),
+            bytes: Vec::with_capacity(room),
+            starts: Vec::new(),
+            durability,
+            reserved: 0,
+            created: Instant::now(),
+        }
+    }
+
+    /// Adds a record and returns its number in the batch.
+    pub(super) fn push(
+        &mut self,
+        draft: &RecordDraft<'_>,
+        reserved: usize,
+    ) -> Result<u32, EncodeError> {
+        let start = self.bytes.len() as u32;
+        draft.encode(&mut self.bytes)?;
+        self.starts.push(start);
+        self.reserved += reserved;
+        Ok(self.starts.len() as u32 - 1)
+    }
+
+    pub(super) fn seal(self) -> SealedBatch {
+        SealedBatch {
+            batch: self.batch,
+            bytes: self.bytes.into(),
+            starts: self.starts,
+            durability: self.durability,
+            reserved: self.reserved,
+            created: self.created,
+            attempts: 0,
+            maybe_stored: false,
+        }
+    }
+}
+
+/// A batch that is being sent, or is to be sent again.
+#[derive(Debug)]
+pub(super) struct SealedBatch {
+    pub(super) batch: Arc<Batch>,
+    pub(super) bytes: Bytes,
+    pub(super) starts: Vec<u32>,
+    pub(super) durability: Durability,
+    pub(super) reserved: usize,
+    pub(super) created: Instant,
+    /// How often it has been sent in vain.
+    pub(super) attempts: u32,
+    /// An earlier attempt ended without an answer.
+    pub(super) maybe_stored: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(extents: &[(u32, u64, u64)], sizes: &[u32]) -> Placed {
+        let starts = sizes.iter().scan(0, |at, size| {
+            let start = *at;
+            *at += size;
+            Some(start)
+        });
+        let extents = extents
+            .iter()
+            .map(|&(records, offset, position)| Extent { records, offset, position })
+            .collect();
+        Placed { level: AckLevel::Written, extents, starts: starts.collect() }
+    }
+
+    #[test]
+    fn a_receipt_gives_offset_and_position_even_where_the_log_rolled_inside_the_batch() {
+        let batch = Batch::new("t".into(), 3);
+        assert!(batch.receipt(0).is_none());
+        batch.decide(Ok(placed(&[(2, 10, 1000), (1, 12, 5000)], &[100, 150, 90])));
+        let at = |index| batch.receipt(index).unwrap().map(|r| (r.offset, r.position)).unwrap();
+        assert_eq!([at(0), at(1), at(2)], [(10, 1000), (11, 1100), (12, 5000)]);
+        assert!(batch.receipt(3).unwrap().unwrap_err().outcome_unknown());
+    }
+
+    #[tokio::test]
+    async fn everyone_who_waits_is_woken_once_it_is_decided() {
+        let batch = Arc::new(Batch::new("t".into(), 0));
+        let waiting: Vec<_> = (0..10)
+            .map(|_| {
+                let batch = batch.clone();
+                tokio::spawn(async move { batch.decided().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        batch.decide(Err(Error::new(ErrorKind::Closed, "first")));
+        batch.decide(Err(Error::new(ErrorKind::Closed, "second")));
+        for waiter in waiting {
+            waiter.await.unwrap();
+        }
+        assert_eq!(batch.receipt(7).unwrap().unwrap_err().to_string(), "first");
+    }
+}

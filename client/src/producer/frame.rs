@@ -1,0 +1,159 @@
+//! Batches of many queues in one produce request, and what its answer means for each.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use bytes::Bytes;
+use longwire_proto::ErrorCode;
+use longwire_proto::data::{
+    ProduceRequest, ProduceResponse, ProduceResult, ProduceRun, response_header::Response,
+};
+use longwire_proto::limits::{FRAME_HEADER_BYTES_MAX, RUNS_PER_PRODUCE_MAX};
+
+use super::Shared;
+use super::batch::{Placed, SealedBatch};
+use super::lane::{Lane, Taken};
+use crate::backoff::Backoff;
+use crate::connection::{Answer, Reply};
+use crate::message::{AckLevel, Durability};
+use crate::{Error, ErrorKind};
+
+/// What a frame is filled up to; a larger batch has one to itself.
+const FRAME_BYTES_GOAL: usize = 1024 * 1024;
+/// What a run takes in the header beside its topic, at most.
+const RUN_HEADER_BYTES: usize = 24;
+
+/// A produce request.
+pub(super) struct Frame {
+    pub(super) request: ProduceRequest,
+    pub(super) body: Vec<Bytes>,
+    pub(super) reply: Box<ProduceReply>,
+}
+
+/// Takes what is ready, up to what one frame holds; all of one durability.
+pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
+    let created_before = now.checked_sub(shared.config.delivery_timeout);
+    let bytes_goal = FRAME_BYTES_GOAL.min(shared.origin.lock().record_bytes_max);
+    let mut batches: Vec<(Arc<Lane>, SealedBatch)> = Vec::new();
+    let (mut bytes, mut header_bytes) = (0, RUN_HEADER_BYTES);
+    let mut durability = None;
+    while batches.len() < RUNS_PER_PRODUCE_MAX
+        && let Some(lane) = shared.schedule.pop_ready()
+    {
+        if let Some(created_before) = created_before
+            && shared.expire(&lane, created_before)
+        {
+            continue;
+        }
+        let run_header_bytes = lane.head.name.len() + RUN_HEADER_BYTES;
+        let fits = |more: usize, of: Durability| {
+            durability.is_none_or(|durability| durability == of)
+                && (bytes == 0 || bytes + more <= bytes_goal)
+                && header_bytes + run_header_bytes <= FRAME_HEADER_BYTES_MAX
+        };
+        match lane.take(fits) {
+            Taken::Batch(batch, counted) => {
+                shared.schedule.uncount(counted);
+                durability = Some(batch.durability);
+                bytes += batch.bytes.len();
+                header_bytes += run_header_bytes;
+                batches.push((lane, batch));
+            }
+            Taken::Unfit => {
+                shared.schedule.push_ready_front(lane);
+                break;
+            }
+            Taken::Nothing => {}
+        }
+    }
+    let durability = durability?;
+    let runs = batches.iter().map(|(lane, batch)| ProduceRun {
+        topic: lane.head.name.to_string(),
+        queue: lane.queue,
+        bytes: batch.bytes.len() as u32,
+    });
+    let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
+    let body = batches.iter().map(|(_, batch)| batch.bytes.clone()).collect();
+    let reply = Box::new(ProduceReply { shared: shared.clone(), batches });
+    Some(Frame { request, body, reply })
+}
+
+/// Decides the batches of a frame, or has them sent again.
+pub(super) struct ProduceReply {
+    shared: Arc<Shared>,
+    batches: Vec<(Arc<Lane>, SealedBatch)>,
+}
+
+impl Reply for ProduceReply {
+    fn complete(self: Box<Self>, answer: Result<Answer, Error>) {
+        let ProduceReply { shared, batches } = *self;
+        shared.frames_in_flight.fetch_sub(1, Relaxed);
+        match answer.and_then(|answer| results(answer, batches.len())) {
+            Ok(results) => {
+                for ((lane, batch), result) in batches.into_iter().zip(results) {
+                    settle(&shared, &lane, batch, result);
+                }
+            }
+            Err(error) => {
+                for (lane, batch) in batches {
+                    again_or_fail(&shared, &lane, batch, error.clone());
+                }
+            }
+        }
+        shared.schedule.wake.notify_one();
+    }
+}
+
+fn results(answer: Answer, runs: usize) -> Result<Vec<ProduceResult>, Error> {
+    match answer.response {
+        Response::Produce(ProduceResponse { results }) if results.len() == runs => Ok(results),
+        _ => {
+            let message = "the broker's answer does not match the produce request";
+            Err(Error::new(ErrorKind::Protocol, message).with_unknown_outcome())
+        }
+    }
+}
+
+fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: ProduceResult) {
+    if result.code != 0 {
+        let error = Error::refused(result.code, result.message);
+        if let Some(ErrorCode::UnknownTopic | ErrorCode::UnknownQueue) = error.code() {
+            shared.topics.mark_stale(&lane.head.name);
+        }
+        return again_or_fail(shared, lane, batch, error);
+    }
+    let records: usize = result.extents.iter().map(|extent| extent.records as usize).sum();
+    match AckLevel::from_wire(result.level()) {
+        Some(level) if records == batch.starts.len() => {
+            let starts = std::mem::take(&mut batch.starts);
+            let placed = Placed { level, extents: result.extents, starts };
+            shared.decide(&batch, Ok(placed));
+            shared.schedule.apply(lane, lane.finish(&shared.pace()));
+        }
+        _ => {
+            let message = "the broker acknowledged a batch without saying where all of it is";
+            let error = Error::new(ErrorKind::Protocol, message).with_unknown_outcome();
+            again_or_fail(shared, lane, batch, error);
+        }
+    }
+}
+
+/// Has a batch sent again if its error allows it and its time is not over; else fails it.
+fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, error: Error) {
+    batch.maybe_stored |= error.outcome_unknown();
+    let wanted = if error.outcome_unknown() {
+        shared.config.retry_unknown && error.kind() != ErrorKind::Protocol
+    } else {
+        error.is_retriable()
+    };
+    let at = Instant::now() + Backoff::after(batch.attempts);
+    if wanted && at < batch.created + shared.config.delivery_timeout {
+        tracing::debug!(queue = %lane.topic_queue(), attempts = batch.attempts + 1, %error,
+            "sending a batch again");
+        batch.attempts += 1;
+        return shared.schedule.apply(lane, lane.again(batch, at));
+    }
+    shared.fail(lane, &batch, error);
+    shared.schedule.apply(lane, lane.finish(&shared.pace()));
+}

@@ -1,0 +1,379 @@
+//! The messages of one queue that wait to be sent.
+//!
+//! A lane has at most one batch in flight. That keeps the queue's order across retries without
+//! sequence numbers, and makes the next batch grow for as long as the one before takes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use longwire_proto::record::{EncodeError, RecordDraft};
+use parking_lot::Mutex;
+
+use super::batch::{Batch, OpenBatch, SealedBatch};
+use crate::message::{Durability, TopicQueue};
+
+/// Largest room a new batch begins with; it grows beyond when it is filled.
+const ROOM_BYTES_MAX: usize = 256 * 1024;
+
+/// What the lanes of a topic share.
+#[derive(Debug)]
+pub(super) struct TopicHead {
+    pub(super) name: Arc<str>,
+    /// How many queues the topic has.
+    pub(super) queues: AtomicU32,
+    /// The queue that messages without a key go to, until its batch is complete.
+    pub(super) sticky: AtomicU32,
+}
+
+impl TopicHead {
+    /// Moves on from `queue` if messages without a key go there.
+    fn leave(&self, queue: u32) {
+        let next = (queue + 1) % self.queues.load(Ordering::Relaxed).max(1);
+        let _ = self.sticky.compare_exchange(queue, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// How lanes decide when a batch is to go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    pub(super) linger: Duration,
+    pub(super) batch_bytes_max: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) head: Arc<TopicHead>,
+    pub(super) queue: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Only the last one takes further records.
+    waiting: VecDeque<OpenBatch>,
+    /// To be sent before those waiting.
+    again: Option<SealedBatch>,
+    in_flight: Option<Arc<Batch>>,
+    listed: Listed,
+    /// Bytes the schedule counts as ready for this lane.
+    counted: usize,
+    /// Someone flushes: what waits does not linger.
+    urgent: bool,
+    /// Size of the batch sent last, as a guess at the next.
+    last_bytes: usize,
+}
+
+/// Where the sender's schedule has the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Listed {
+    #[default]
+    Nowhere,
+    Ready,
+    /// Becomes ready at this time.
+    Timed(Instant),
+}
+
+/// What the schedule has to do after a lane has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    Nothing,
+    /// List the lane as ready, with so many bytes.
+    Ready(usize),
+    /// Look at the lane at this time.
+    At(Instant),
+    /// So many more bytes are ready.
+    More(usize),
+}
+
+/// What `take` found.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// The batch to send, and the bytes the schedule no longer has to count.
+    Batch(SealedBatch, usize),
+    /// The next batch does not fit; the lane stays ready.
+    Unfit,
+    Nothing,
+}
+
+/// An appended record.
+#[derive(Debug)]
+pub(super) struct Appended {
+    pub(super) batch: Arc<Batch>,
+    pub(super) index: u32,
+    pub(super) change: Change,
+}
+
+impl Lane {
+    pub(super) fn new(head: Arc<TopicHead>, queue: u32) -> Lane {
+        Lane { head, queue, state: Mutex::default() }
+    }
+
+    pub(super) fn topic_queue(&self) -> TopicQueue {
+        TopicQueue::new(self.head.name.clone(), self.queue)
+    }
+
+    /// Adds a record of at most `record_bytes`. `reserved` bytes of the buffer go with it.
+    pub(super) fn append(
+        &self,
+        draft: &RecordDraft<'_>,
+        durability: Durability,
+        (record_bytes, reserved): (usize, usize),
+        pace: &Pace,
+    ) -> Result<Appended, EncodeError> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let fits = |open: &OpenBatch| {
+            open.durability == durability && open.bytes.len() + record_bytes <= pace.batch_bytes_max
+        };
+        let new = !state.waiting.back().is_some_and(fits);
+        if new {
+            let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
+            let open = OpenBatch::new(&self.head.name, self.queue, durability, room);
+            state.waiting.push_back(open);
+        }
+        let Some(open) = state.waiting.back_mut() else { unreachable!("pushed above") };
+        let before = open.bytes.len();
+        let index = match open.push(draft, reserved) {
+            Ok(index) => index,
+            Err(error) => {
+                if new {
+                    state.waiting.pop_back();
+                }
+                return Err(error);
+            }
+        };
+        let added = open.bytes.len() - before;
+        let batch = open.batch.clone();
+        if open.bytes.len() >= pace.batch_bytes_max {
+            self.head.leave(self.queue);
+        }
+        let first = state.again.is_none() && state.waiting.len() == 1;
+        let change = match state.listed {
+            Listed::Ready if first => {
+                state.counted += added;
+                Change::More(added)
+            }
+            Listed::Ready => Change::Nothing,
+            _ => state.list(pace),
+        };
+        Ok(Appended { batch, index, change })
+    }
+
+    /// Takes the next batch if `fits` says so of its size and durability.
+    pub(super) fn take(&self, fits: impl FnOnce(usize, Durability) -> bool) -> Taken {
+        let mut state = self.state.lock();
+        let next = match (&state.again, state.waiting.front()) {
+            (Some(again), _) => Some((again.bytes.len(), again.durability)),
+            (None, open) => open.map(|open| (open.bytes.len(), open.durability)),
+        };
+        match next {
+            Some((bytes, durability)) if !fits(bytes, durability) => return Taken::Unfit,
+            _ => state.listed = Listed::Nowhere,
+        }
+        let counted = std::mem::take(&mut state.counted);
+        let batch = state.again.take().or_else(|| state.waiting.pop_front().map(OpenBatch::seal));
+        let Some(batch) = batch else {
+            return Taken::Nothing;
+        };
+        state.urgent &= !state.waiting.is_empty();
+        state.in_flight = Some(batch.batch.clone());
+        state.last_bytes = batch.bytes.len();
+        self.head.leave(self.queue);
+        Taken::Batch(batch, counted)
+    }
+
+    /// The batch in flight is decided.
+    pub(super) fn finish(&self, pace: &Pace) -> Change {
+        let mut state = self.state.lock();
+        state.in_flight = None;
+        state.list(pace)
+    }
+
+    /// The batch in flight is to be sent again at `at`, before all others.
+    pub(super) fn again(&self, batch: SealedBatch, at: Instant) -> Change {
+        let mut state = self.state.lock();
+        state.in_flight = None;
+        state.again = Some(batch);
+        state.listed = Listed::Timed(at);
+        Change::At(at)
+    }
+
+    /// The time the schedule was given has come.
+    pub(super) fn due(&self, now: Instant) -> Change {
+        let mut state = self.state.lock();
+        match state.listed {
+            Listed::Timed(at) if at <= now => state.make_ready(),
+            // Listed anew since, or ready already.
+            _ => Change::Nothing,
+        }
+    }
+
+    /// Nothing lingers any longer. Returns the last batch that is not decided.
+    pub(super) fn hurry(&self) -> (Option<Arc<Batch>>, Change) {
+        let mut state = self.state.lock();
+        let last = match (state.waiting.back(), &state.again) {
+            (Some(open), _) => Some(open.batch.clone()),
+            (None, Some(again)) => Some(again.batch.clone()),
+            (None, None) => state.in_flight.clone(),
+        };
+        state.urgent = !state.waiting.is_empty();
+        let lingers = state.again.is_none() && matches!(state.listed, Listed::Timed(_));
+        let change = if lingers { state.make_ready() } else { Change::Nothing };
+        (last, change)
+    }
+
+    /// Takes out every batch that was begun before `created_before`, and the bytes the schedule no
+    /// longer has to count. Only for a ready lane; `None` for the bytes means it stays ready.
+    pub(super) fn expire(&self, created_before: Instant) -> (Vec<SealedBatch>, Option<usize>) {
+        let mut state = self.state.lock();
+        let mut expired = Vec::new();
+        if let Some(again) = state.again.take_if(|again| again.created < created_before) {
+            expired.push(again);
+        }
+        while state.again.is_none()
+            && state.waiting.front().is_some_and(|open| open.created < created_before)
+        {
+            expired.extend(state.waiting.pop_front().map(OpenBatch::seal));
+        }
+        let empty = state.again.is_none() && state.waiting.is_empty();
+        if empty {
+            state.listed = Listed::Nowhere;
+            state.urgent = false;
+        }
+        (expired, empty.then(|| std::mem::take(&mut state.counted)))
+    }
+}
+
+impl State {
+    /// Lists the lane, which is not ready, if it has something to send and nothing in flight.
+    fn list(&mut self, pace: &Pace) -> Change {
+        let Some(open) = self.waiting.front() else {
+            return Change::Nothing;
+        };
+        if self.in_flight.is_some() || self.again.is_some() {
+            return Change::Nothing;
+        }
+        let complete = self.waiting.len() > 1 || open.bytes.len() >= pace.batch_bytes_max;
+        if complete || self.urgent || pace.linger.is_zero() {
+            return self.make_ready();
+        }
+        let at = open.created + pace.linger;
+        if self.listed == Listed::Timed(at) {
+            return Change::Nothing;
+        }
+        self.listed = Listed::Timed(at);
+        Change::At(at)
+    }
+
+    fn make_ready(&mut self) -> Change {
+        let again = self.again.as_ref().map(|again| again.bytes.len());
+        let first = again.or_else(|| self.waiting.front().map(|open| open.bytes.len()));
+        self.counted = first.unwrap_or_default();
+        self.listed = Listed::Ready;
+        Change::Ready(self.counted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane() -> Lane {
+        let head = TopicHead { name: "t".into(), queues: 4.into(), sticky: 0.into() };
+        Lane::new(Arc::new(head), 0)
+    }
+
+    fn pace(linger_ms: u64, batch_bytes_max: usize) -> Pace {
+        Pace { linger: Duration::from_millis(linger_ms), batch_bytes_max }
+    }
+
+    fn append(lane: &Lane, body: &[u8], durability: Durability, pace: &Pace) -> Appended {
+        let draft = RecordDraft { topic: "t", body, ..RecordDraft::default() };
+        let bytes = 120 + body.len();
+        lane.append(&draft, durability, (bytes, bytes), pace).unwrap()
+    }
+
+    fn take(lane: &Lane) -> Option<SealedBatch> {
+        match lane.take(|_, _| true) {
+            Taken::Batch(batch, _) => Some(batch),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn while_one_batch_is_in_flight_the_next_one_grows() {
+        let (lane, pace) = (lane(), pace(0, 1 << 20));
+        let first = append(&lane, b"a", Durability::Topic, &pace);
+        assert!(matches!(first.change, Change::Ready(_)));
+        let sent = take(&lane).unwrap();
+        for index in 0..5 {
+            let next = append(&lane, b"b", Durability::Topic, &pace);
+            assert_eq!((next.index, next.change), (index, Change::Nothing));
+        }
+        assert_eq!(sent.starts.len(), 1);
+        assert!(matches!(lane.finish(&pace), Change::Ready(_)));
+        assert_eq!(take(&lane).unwrap().starts.len(), 5);
+    }
+
+    #[test]
+    fn a_batch_holds_one_durability_and_stays_below_its_size() {
+        let (lane, pace) = (lane(), pace(0, 400));
+        let batches: Vec<_> = [Durability::Topic, Durability::Topic, Durability::Flush]
+            .into_iter()
+            .chain([Durability::Flush; 4])
+            .map(|durability| append(&lane, &[0; 50], durability, &pace).batch)
+            .collect();
+        let same = |a: usize, b: usize| Arc::ptr_eq(&batches[a], &batches[b]);
+        assert!(same(0, 1) && !same(1, 2) && same(2, 3));
+        assert!(!same(2, 6), "400 bytes do not hold five records");
+    }
+
+    #[test]
+    fn a_batch_to_be_sent_again_goes_before_what_came_later() {
+        let (lane, pace) = (lane(), pace(0, 1 << 20));
+        append(&lane, b"first", Durability::Topic, &pace);
+        let sent = take(&lane).unwrap();
+        append(&lane, b"second", Durability::Topic, &pace);
+        let now = Instant::now();
+        let batch = sent.batch.clone();
+        assert_eq!(lane.again(sent, now), Change::At(now));
+        assert_eq!(append(&lane, b"third", Durability::Topic, &pace).change, Change::Nothing);
+        assert!(matches!(lane.due(now), Change::Ready(_)));
+        assert!(Arc::ptr_eq(&take(&lane).unwrap().batch, &batch));
+        assert!(matches!(lane.take(|_, _| true), Taken::Batch(next, _) if next.starts.len() == 2));
+    }
+
+    #[test]
+    fn a_lingering_batch_goes_when_due_or_complete_or_flushed() {
+        let pace = pace(50, 300);
+        for reason in ["due", "complete", "flushed"] {
+            let lane = lane();
+            let Change::At(at) = append(&lane, b"a", Durability::Topic, &pace).change else {
+                panic!("does not linger")
+            };
+            assert_eq!(lane.due(at - Duration::from_millis(1)), Change::Nothing);
+            let change = match reason {
+                "due" => lane.due(at),
+                "complete" => append(&lane, &[0; 200], Durability::Topic, &pace).change,
+                _ => lane.hurry().1,
+            };
+            assert!(matches!(change, Change::Ready(_)), "{reason}: {change:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_too_old_expires() {
+        let (lane, pace) = (lane(), pace(0, 200));
+        append(&lane, &[0; 90], Durability::Topic, &pace);
+        std::thread::sleep(Duration::from_millis(2));
+        let between = Instant::now();
+        append(&lane, &[0; 90], Durability::Topic, &pace);
+        let (expired, bytes) = lane.expire(between);
+        assert_eq!((expired.len(), bytes), (1, None));
+        let (expired, bytes) = lane.expire(Instant::now() + Duration::from_millis(1));
+        assert_eq!(expired.len(), 1);
+        assert!(bytes.is_some());
+    }
+}

@@ -1,0 +1,107 @@
+//! The task that sends what is ready, keeps the connection, and gives up on what is too old.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::{Duration, Instant};
+
+use longwire_proto::data::request_header::Request;
+
+use super::{Shared, frame};
+use crate::backoff::Backoff;
+use crate::connection::Connection;
+use crate::{Error, ErrorKind};
+
+/// Most frames in flight.
+const FRAMES_IN_FLIGHT_MAX: usize = 16;
+/// With so many in flight, a frame waits until it is worth its cost: what is small grows meanwhile.
+const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 2;
+/// A broker that has not answered for so long is taken for dead.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs until the producer is closed and nothing is left to send.
+pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
+    let mut connection = Some(connection);
+    let answer_timeout = ANSWER_TIMEOUT.min(shared.config.delivery_timeout);
+    loop {
+        let now = Instant::now();
+        let closing = shared.closed.load(SeqCst);
+        if closing {
+            if shared.is_empty() {
+                return;
+            }
+            shared.hurry();
+        }
+        let due = shared.schedule.release_due(now);
+        connection = connection.filter(|connection| !connection.is_closed());
+        if connection.is_none() && shared.schedule.ready_lanes() > 0 {
+            connection = reconnect(&shared).await;
+        }
+        let mut silent = None;
+        if let Some(connection) = &connection {
+            send(&shared, connection, now);
+            silent = connection.oldest_unanswered().map(|since| since + answer_timeout);
+            if silent.is_some_and(|silent| silent <= now) {
+                let message = format!("the broker has not answered for {answer_timeout:?}");
+                connection.close(Error::new(ErrorKind::Timeout, message));
+                continue;
+            }
+        }
+        let woken = shared.schedule.wake.notified();
+        match [due, silent].into_iter().flatten().min() {
+            Some(at) => {
+                let _ = tokio::time::timeout_at(at.into(), woken).await;
+            }
+            None => woken.await,
+        }
+    }
+}
+
+/// Sends frames while there is something ready and room in flight.
+fn send(shared: &Arc<Shared>, connection: &Connection, now: Instant) {
+    let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
+    loop {
+        let in_flight = shared.frames_in_flight.load(Relaxed);
+        let worth = in_flight < SMALL_FRAMES_IN_FLIGHT_MAX || shared.schedule.fills_a_frame();
+        if in_flight >= most || !worth {
+            return;
+        }
+        let Some(frame) = frame::collect(shared, now) else {
+            return;
+        };
+        shared.frames_in_flight.fetch_add(1, Relaxed);
+        connection.submit(Request::Produce(frame.request), frame.body, frame.reply);
+    }
+}
+
+/// Dials until there is a connection, or nothing to send is left that is young enough.
+async fn reconnect(shared: &Arc<Shared>) -> Option<Connection> {
+    let mut backoff = Backoff::default();
+    loop {
+        let error = match shared.client.open_connection().await {
+            Ok(connection) => {
+                shared.meet(&connection);
+                return Some(connection);
+            }
+            Err(error) => error,
+        };
+        let pause = backoff.next();
+        tracing::warn!(%error, ?pause, "the producer has no connection; dialling again");
+        let now = Instant::now();
+        shared.schedule.release_due(now);
+        *shared.unreachable.lock() = Some(error);
+        if let Some(created_before) = now.checked_sub(shared.config.delivery_timeout) {
+            for _ in 0..shared.schedule.ready_lanes() {
+                let Some(lane) = shared.schedule.pop_ready() else {
+                    break;
+                };
+                if !shared.expire(&lane, created_before) {
+                    shared.schedule.push_ready_back(lane);
+                }
+            }
+        }
+        if shared.schedule.ready_lanes() == 0 {
+            return None;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}

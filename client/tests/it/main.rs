@@ -1,0 +1,6 @@
+//! The client against a scripted broker in this process.
+#![allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::unwrap_used)]
+
+mod consumer;
+mod mock;
+mod producer;
