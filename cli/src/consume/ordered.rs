@@ -1,0 +1,215 @@
+//! Reads queues without a group, merged into the order in which the broker stored the messages.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::Arc;
+
+use longwire_client::{Client, Consumer, QueueRange, Received, TagFilter, TopicQueue};
+use tokio::time::Instant;
+
+use super::merge::{Balance, Merge};
+use super::sink::Sink;
+use super::{End, Limits, Tags};
+use crate::error::{Exit, Failure};
+use crate::point::Point;
+
+/// What messages of queues that are ahead may take while others are awaited, in bytes.
+const MERGE_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What a message takes beside its body, roughly.
+const MESSAGE_OVERHEAD_BYTES: u64 = 256;
+const PREFETCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+const RECEIVE_MAX: usize = 4096;
+
+/// What is to be read.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) topic: &'a str,
+    /// None: all.
+    pub(super) queues: &'a [u32],
+    pub(super) from: Point,
+    pub(super) follow: bool,
+    pub(super) tags: Tags,
+}
+
+/// The part of a queue that is there when reading begins, and wanted.
+#[derive(Debug, Clone)]
+struct Stretch {
+    queue: TopicQueue,
+    /// Lies behind `end` where what is wanted is yet to come.
+    start: u64,
+    end: u64,
+}
+
+impl Wanted<'_> {
+    /// Writes the messages; returns how many.
+    pub(super) async fn consume(
+        &self,
+        client: &Client,
+        limits: &Limits,
+        sink: &mut Sink,
+    ) -> Result<(End, u64), Failure> {
+        let stretches = self.stretches(client).await?;
+        if stretches.is_empty() || limits.max == Some(0) {
+            return Ok((End::Complete, 0));
+        }
+        let consumer = self.consumer(client, &stretches).await?;
+        let mut reading = Reading::new(self, stretches, consumer);
+        let outcome = reading.run(limits, sink).await;
+        let flushed = sink.flush();
+        // Nothing was committed, so how the consumer closes changes nothing.
+        let _ = reading.consumer.close().await;
+        let end = outcome?;
+        flushed?;
+        Ok((end, reading.written))
+    }
+
+    async fn stretches(&self, client: &Client) -> Result<Vec<Stretch>, Failure> {
+        let admin = client.admin();
+        let description = admin.describe_topic(self.topic).await?;
+        let known = description.queues.len();
+        if let Some(unknown) = self.queues.iter().find(|&&queue| queue as usize >= known) {
+            let topic = self.topic;
+            let message = format!("topic {topic:?} has no queue {unknown}, but 0 to {}", known - 1);
+            return Err(Failure::new(Exit::NotFound, message));
+        }
+        let starts: HashMap<_, _> = match self.from {
+            Point::Offset(_) => HashMap::new(),
+            point => {
+                let starts = admin.list_offsets(self.topic, point.to_client()).await?;
+                starts.iter().map(|o| (o.queue, o.offset)).collect()
+            }
+        };
+        let topic: Arc<str> = self.topic.into();
+        let stretch = |range: &QueueRange| {
+            let start = match self.from {
+                Point::Offset(offset) => Some(offset),
+                _ => starts.get(&range.queue).copied(),
+            };
+            Stretch {
+                queue: TopicQueue::new(Arc::clone(&topic), range.queue),
+                start: start.unwrap_or_default().max(range.min_offset),
+                end: range.max_offset,
+            }
+        };
+        Ok(description
+            .queues
+            .iter()
+            .filter(|range| self.queues.is_empty() || self.queues.contains(&range.queue))
+            .map(stretch)
+            .filter(|stretch| self.follow || stretch.start < stretch.end)
+            .collect())
+    }
+
+    async fn consumer(&self, client: &Client, stretches: &[Stretch]) -> Result<Consumer, Failure> {
+        let consumer = client
+            .consumer()
+            // Tags are compared here: a queue whose last messages the broker passes over would
+            // never be seen to have reached its end.
+            .subscribe(self.topic, TagFilter::all())
+            .assign(stretches.iter().map(|stretch| stretch.queue.clone()))
+            .auto_commit(None)
+            .prefetch_bytes_max(PREFETCH_BYTES_MAX)
+            .build()
+            .await?;
+        if self.from == Point::Earliest {
+            // Where it begins anyhow.
+            return Ok(consumer);
+        }
+        for stretch in stretches {
+            consumer.seek(&stretch.queue, stretch.start.min(stretch.end))?;
+        }
+        Ok(consumer)
+    }
+}
+
+struct Reading {
+    consumer: Consumer,
+    stretches: Vec<Stretch>,
+    /// Index in `stretches`, and lane of `merge`, by queue.
+    lanes: HashMap<u32, usize>,
+    merge: Merge<Received>,
+    follow: bool,
+    tags: Tags,
+    written: u64,
+}
+
+impl Reading {
+    fn new(wanted: &Wanted<'_>, stretches: Vec<Stretch>, consumer: Consumer) -> Reading {
+        let mut merge = Merge::new(stretches.len(), MERGE_BYTES_MAX);
+        for (lane, stretch) in stretches.iter().enumerate() {
+            if stretch.start >= stretch.end {
+                merge.close(lane);
+            }
+        }
+        let lanes = stretches.iter().enumerate().map(|(lane, s)| (s.queue.queue, lane)).collect();
+        let (follow, tags) = (wanted.follow, wanted.tags.clone());
+        Reading { consumer, stretches, lanes, merge, follow, tags, written: 0 }
+    }
+
+    async fn run(&mut self, limits: &Limits, sink: &mut Sink) -> Result<End, Failure> {
+        while self.follow || !self.merge.is_done() {
+            let idle = limits.idle.map(|idle| Instant::now() + idle);
+            let received = tokio::select! {
+                biased;
+                () = limits.interrupted.cancelled() => return Ok(End::Interrupted),
+                received = self.consumer.recv_many(RECEIVE_MAX) => received?,
+                () = until(idle) => return Ok(End::Idle),
+            };
+            for message in received {
+                self.admit(message);
+            }
+            while let Some(message) = self.merge.pop() {
+                if self.tags.allow(message.tag()) {
+                    sink.write(&message)?;
+                    self.written += 1;
+                    if limits.max == Some(self.written) {
+                        return Ok(End::Complete);
+                    }
+                }
+            }
+            sink.flush()?;
+            self.balance();
+        }
+        Ok(End::Complete)
+    }
+
+    fn admit(&mut self, message: Received) {
+        let Some(&lane) = self.lanes.get(&message.queue()) else {
+            return;
+        };
+        let Stretch { start, end, .. } = self.stretches[lane];
+        let offset = message.offset();
+        if offset >= start && (offset < end || self.follow) {
+            let bytes = message.body().len() as u64 + MESSAGE_OVERHEAD_BYTES;
+            self.merge.push(lane, message.position(), bytes, message);
+        }
+        if offset + 1 >= end && self.merge.is_open(lane) {
+            self.merge.close(lane);
+            if !self.follow {
+                self.consumer.pause(&[self.stretches[lane].queue.clone()]);
+            }
+        }
+    }
+
+    fn balance(&mut self) {
+        let Balance { hold, mut release } = self.merge.balance();
+        release.retain(|&lane| self.follow || self.merge.is_open(lane));
+        let queues = |lanes: Vec<usize>| -> Vec<TopicQueue> {
+            lanes.into_iter().map(|lane| self.stretches[lane].queue.clone()).collect()
+        };
+        if !hold.is_empty() {
+            self.consumer.pause(&queues(hold));
+        }
+        if !release.is_empty() {
+            self.consumer.resume(&queues(release));
+        }
+    }
+}
+
+/// Completes at that time, or never.
+pub(super) async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => pending().await,
+    }
+}

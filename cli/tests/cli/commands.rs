@@ -1,0 +1,129 @@
+//! Topics, exit codes, and how commands end.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use crate::broker::{TestBroker, failure, longwire};
+
+#[test]
+fn topics_are_created_listed_changed_and_deleted() {
+    let broker = TestBroker::start();
+    let created = broker.json(&[
+        "topic",
+        "create",
+        "orders",
+        "--queues",
+        "4",
+        "--durability",
+        "write",
+        "--retention",
+        "7d",
+        "--retention-bytes",
+        "1GiB",
+    ]);
+    assert_eq!((&created["queues"], &created["durability"]), (&4.into(), &"write".into()));
+    assert_eq!(created["retention_ms"], 604_800_000);
+    assert_eq!(created["retention_bytes"], 1 << 30);
+
+    let (code, said) = failure(&broker.run(&["topic", "create", "orders"]));
+    assert_eq!(code, 1);
+    assert!(said.contains("--if-not-exists") && said.lines().count() == 1, "{said}");
+    broker.ok(&["topic", "create", "orders", "--if-not-exists"]);
+
+    let list = String::from_utf8(broker.ok(&["topic", "list"])).unwrap();
+    assert!(list.starts_with("TOPIC") && list.contains("\norders"), "{list}");
+    assert_eq!(broker.json(&["topic", "list"]).as_array().unwrap().len(), 1);
+    assert!(broker.json(&["topic", "list", "--system"]).as_array().unwrap().len() > 1);
+
+    let updated = broker.json(&["topic", "update", "orders", "--queues", "6"]);
+    assert_eq!((&updated["queues"], &updated["durability"]), (&6.into(), &"write".into()));
+    let described = broker.json(&["topic", "describe", "orders"]);
+    assert_eq!(described["ranges"].as_array().unwrap().len(), 6);
+
+    let (code, said) = failure(&broker.run(&["topic", "delete", "orders"]));
+    assert_eq!(code, 2, "nobody can be asked: {said}");
+    broker.ok(&["topic", "delete", "orders", "--yes"]);
+    assert_eq!(failure(&broker.run(&["topic", "delete", "orders", "--yes"])).0, 3);
+}
+
+#[test]
+fn exit_codes_say_what_went_wrong_in_one_line() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "2"]);
+    for (code, args) in [
+        (2, &["topic", "create", "no/such name"][..]),
+        (2, &["topic", "update", "t", "--queues", "1"]),
+        (2, &["produce", "t", "/"]),
+        (2, &["consume", "t", "--group", "g", "--from", "17"]),
+        (3, &["topic", "describe", "none"]),
+        (3, &["consume", "none"]),
+        (3, &["consume", "t", "--queue", "2"]),
+        (3, &["group", "describe", "none"]),
+        (3, &["produce", "t", "--queue", "9"]),
+        (5, &["consume", "t", "--follow", "--max", "1", "--timeout", "50ms"]),
+        (6, &["produce", "t", "--key-separator", ":"]),
+    ] {
+        let (found, said) = failure(&broker.run_with(args, b"line\n"));
+        assert_eq!(found, code, "{args:?}: {said}");
+        let error: Vec<_> = said.lines().filter(|line| line.starts_with("longwire: ")).collect();
+        assert_eq!(error.len(), 1, "{args:?}: {said}");
+        assert!(!said.contains("backtrace") && !said.contains("Error {"), "{said}");
+    }
+}
+
+#[test]
+fn broker_that_is_not_there_is_exit_code_4() {
+    for args in [&["topic", "list"][..], &["produce", "t"], &["consume", "t"]] {
+        let mut command = longwire();
+        // Nothing can listen on port 1 without being root, and nothing does.
+        let output = command.args(["--broker", "127.0.0.1:1"]).args(args).output().unwrap();
+        let (code, said) = failure(&output);
+        assert_eq!(code, 4, "{said}");
+        assert!(said.contains("127.0.0.1:1") && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
+fn reader_that_goes_away_ends_the_command_quietly() {
+    let broker = TestBroker::start();
+    let line = "x".repeat(1000) + "\n";
+    broker.ok_with(&["produce", "t"], line.repeat(5000).as_bytes());
+    let mut consumer = broker.spawn(&["consume", "t"], Stdio::null());
+    let mut first = [0; 1001];
+    let mut out = consumer.stdout.take().unwrap();
+    out.read_exact(&mut first).unwrap();
+    drop(out);
+    let (code, said) = failure(&consumer.wait_with_output().unwrap());
+    assert_eq!((code, said.as_str()), (141, ""), "as a shell sees 'cat'");
+}
+
+#[test]
+fn interrupted_producer_keeps_and_counts_what_it_has_read() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t"]);
+    let mut producer = broker.spawn(&["produce", "t"], Stdio::piped());
+    let mut input = producer.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, b"a\nb\n").unwrap();
+    assert_eq!(broker.ok(&["consume", "t", "--follow", "--max", "2"]), b"a\nb\n");
+    interrupt(&producer);
+    let (code, said) = failure(&producer.wait_with_output().unwrap());
+    assert_eq!(code, 130);
+    assert!(said.starts_with("2 messages, "), "{said}");
+}
+
+#[test]
+fn help_names_the_exit_codes_and_shells_get_completions() {
+    let help = longwire().arg("--help").output().unwrap();
+    assert!(String::from_utf8(help.stdout).unwrap().contains("130  interrupted"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = longwire().args(["completions", shell]).output().unwrap();
+        assert!(script.status.success());
+        assert!(String::from_utf8(script.stdout).unwrap().contains("quickstart"));
+    }
+}
+
+/// Presses Ctrl-C.
+pub(crate) fn interrupt(child: &std::process::Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+}
