@@ -1,0 +1,62 @@
+//! What the benchmarks share: conditions to print, CPU time, figures.
+//!
+//! A benchmark of Longwire alternates its arms within one run, prints the conditions it ran under,
+//! and gives percentiles and CPU time. It never fails on a figure.
+
+use std::fs;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// The conditions that decide what figures mean, as lines to print.
+pub fn conditions(dir: &std::path::Path) -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
+    format!(
+        "kernel {} | cores {} |{} | file system {} | congestion control {}",
+        read("/proc/sys/kernel/osrelease"),
+        std::thread::available_parallelism().map_or(1, |n| n.get()),
+        model.trim_start_matches([' ', '\t', ':']),
+        file_system(dir),
+        read("/proc/sys/net/ipv4/tcp_congestion_control"),
+    )
+}
+
+/// The name of the file system a folder is on.
+fn file_system(dir: &std::path::Path) -> String {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let of = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        let (at, kind) = (fields.next()?, fields.next()?);
+        dir.starts_with(at).then(|| (at.len(), kind.to_owned()))
+    };
+    let longest = mounts.lines().filter_map(of).max_by_key(|(length, _)| *length);
+    longest.map_or_else(|| "?".into(), |(_, kind)| kind)
+}
+
+/// CPU time this process has used, in user and kernel mode.
+pub fn cpu_time() -> Duration {
+    let ticks = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = ticks.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let field = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis((field(11) + field(12)) * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// p50, p99 and p99.9 of latencies recorded in nanoseconds, in microseconds.
+pub fn percentiles_us(histogram: &Histogram<u64>) -> [f64; 3] {
+    [0.5, 0.99, 0.999].map(|q| histogram.value_at_quantile(q) as f64 / 1e3)
+}
+
+/// An empty histogram for latencies in nanoseconds.
+pub fn histogram() -> Histogram<u64> {
+    // Three digits of any value; such a histogram can always be made.
+    Histogram::new(3).unwrap_or_else(|_| unreachable!("3 significant digits are allowed"))
+}
+
+/// The middle one of some figures.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}

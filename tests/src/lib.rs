@@ -1,0 +1,41 @@
+//! What Longwire's end-to-end suites share.
+//!
+//! [`segment_reader`] and [`segment_writer`] know RocketMQ's segment files from the format alone, so
+//! that the suites can hold the broker's files against something that is not the broker's code.
+//! [`broker_process`] runs the real binary, [`history`] holds what was acknowledged against what is
+//! there, [`frame_client`] speaks the data plane frame by frame.
+
+pub mod binary;
+pub mod broker_process;
+pub mod frame_client;
+pub mod history;
+pub mod load;
+pub mod many_queues;
+pub mod member_process;
+pub mod page;
+pub mod process_figures;
+pub mod segment_reader;
+pub mod segment_writer;
+pub mod strace;
+pub mod wait;
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// A number that differs from one call to the next.
+pub fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Bytes that differ from one seed to the next and do not repeat soon.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_be_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

@@ -1,0 +1,187 @@
+//! How records leave the broker: long runs by `sendfile`, scattered ones gathered, the same bytes by
+//! every path.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longwire_client::{Client, Durability, Message, NewTopic, TopicDurability, TopicQueue};
+use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
+use longwire_tests::history::{MessageId, read_topic};
+use longwire_tests::noise;
+use longwire_tests::strace::{Call, Strace};
+use longwire_tests::wait::within;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const MIB: u64 = 1 << 20;
+const MODES: [&str; 4] = ["adaptive", "sendfile", "mmap", "buffered"];
+
+fn sent_by(broker: &BrokerProcess, path: &str) -> u64 {
+    broker.metric(&format!("longwire_transfer_bytes_total{{path=\"{path}\"}}")) as u64
+}
+
+async fn create(client: &Client, topic: &str, queues: u32) {
+    let topic = NewTopic::new(topic).queues(queues).durability(TopicDurability::Write);
+    client.admin().create_topic(topic).await.unwrap();
+}
+
+/// Reads a queue from its beginning; the bytes of all bodies.
+async fn catch_up(client: &Client, topic: &str, queue: u32, messages: u64) -> u64 {
+    let consumer = client.consumer().assign([TopicQueue::new(topic, queue)]);
+    let mut consumer = consumer.build().await.unwrap();
+    let (mut next, mut bytes) = (0, 0);
+    let done = async {
+        while next < messages {
+            for message in consumer.recv_many(1024).await.unwrap() {
+                assert_eq!(message.offset(), next);
+                next += 1;
+                bytes += message.body().len() as u64;
+            }
+        }
+    };
+    within("a consumer catches up", PATIENCE, done).await;
+    bytes
+}
+
+/// Bytes moved by calls whose name and file are as asked.
+fn moved(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> u64 {
+    calls.iter().filter(|call| wanted(call)).map(|call| call.returned.max(0) as u64).sum()
+}
+
+fn reads(call: &Call) -> bool {
+    call.name.contains("read") && call.file.contains("commitlog")
+}
+
+fn sends(call: &Call) -> bool {
+    let name =
+        call.name != "sendfile" && (call.name.contains("send") || call.name.contains("write"));
+    name && call.file.starts_with("socket")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_run_leaves_by_sendfile_and_its_bytes_are_never_read_into_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerCommand::new(folder.path().join("data")).start();
+    let client = Client::connect(broker.control()).await.unwrap();
+    create(&client, "t", 1).await;
+    let producer = client.producer().build().await.unwrap();
+    let (messages, body) = (64 * 1024, noise(1, 1024));
+    let topic: Arc<str> = "t".into();
+    for _ in 0..messages {
+        producer.enqueue(Message::new(topic.clone(), body.clone())).await.unwrap();
+    }
+    producer.flush().await.unwrap();
+
+    let strace = Strace::attach(broker.pid(), folder.path().join("calls"));
+    let bytes = catch_up(&client, "t", 0, messages).await;
+    assert_eq!(bytes, messages * 1024);
+    let by_path: Vec<(&str, u64)> =
+        ["sendfile", "mmap", "buffered"].map(|path| (path, sent_by(&broker, path))).to_vec();
+    println!("{bytes} bytes of bodies; sent by path: {by_path:?}");
+    assert!(by_path[0].1 > bytes, "records are longer than their bodies");
+    assert!(by_path[1].1 + by_path[2].1 < bytes / 100);
+
+    let Some(strace) = strace else { return };
+    let calls = strace.detach();
+    let by_sendfile = moved(&calls, |call| call.name == "sendfile");
+    let (read, sent) = (moved(&calls, reads), moved(&calls, sends));
+    let count = |wanted: fn(&Call) -> bool| calls.iter().filter(|call| wanted(call)).count();
+    println!(
+        "strace: {} calls of sendfile moved {by_sendfile} bytes; {} reads of segments {read} bytes, \
+         {} other sends {sent} bytes",
+        count(|call| call.name == "sendfile"),
+        count(reads),
+        count(sends),
+    );
+    assert!(by_sendfile > bytes);
+    // One-byte looks at whether a page is in memory.
+    assert!(read < 64 * 1024, "{read} bytes of segments were read into the process");
+    assert!(sent < bytes / 100, "{sent} bytes left by copies");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_records_of_many_queues_do_not_take_a_call_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = BrokerCommand::new(folder.path().join("data")).start();
+    let client = Client::connect(broker.control()).await.unwrap();
+    let (queues, rounds) = (64_u32, 200_u64);
+    create(&client, "t", queues).await;
+    let producer = client.producer().build().await.unwrap();
+    let body = noise(2, 1024);
+    for _ in 0..rounds {
+        for queue in 0..queues {
+            producer.enqueue(Message::new("t", body.clone()).queue(queue)).await.unwrap();
+        }
+        // Or a queue's messages would stand together.
+        producer.flush().await.unwrap();
+    }
+
+    let strace = Strace::attach(broker.pid(), folder.path().join("calls"));
+    let read: u64 = 8;
+    for queue in 0..read as u32 {
+        assert_eq!(catch_up(&client, "t", queue, rounds).await, rounds * 1024);
+    }
+    println!(
+        "sent by mmap: {}, by sendfile: {}",
+        sent_by(&broker, "mmap"),
+        sent_by(&broker, "sendfile")
+    );
+    assert!(sent_by(&broker, "mmap") > read * rounds * 1024);
+    assert_eq!(sent_by(&broker, "sendfile"), 0);
+
+    let Some(strace) = strace else { return };
+    let calls = strace.detach();
+    let sendfiles = calls.iter().filter(|call| call.name == "sendfile").count();
+    let sending = calls.iter().filter(|call| sends(call)).count() as u64;
+    println!(
+        "strace: {sending} sends and {sendfiles} calls of sendfile for {} records",
+        read * rounds
+    );
+    assert_eq!(sendfiles, 0);
+    assert!(sending < read * rounds / 8, "{sending} calls for {} records", read * rounds);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_forced_mode_delivers_the_same_bytes_by_its_own_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let command = BrokerCommand::new(folder.path()).set("storage.segment_bytes=16MiB");
+    let broker = command.start();
+    let client = Client::connect(broker.control()).await.unwrap();
+    create(&client, "t", 4).await;
+    let producer = client.producer().durability(Durability::Write).build().await.unwrap();
+    let mut sent = vec![Vec::new(); 4];
+    let mut deliveries = Vec::new();
+    for number in 0..12_000 {
+        let id = MessageId { producer: 1, number };
+        // Long runs of one queue, and single messages in turn.
+        let queue = if number % 3_000 < 2_000 { number / 3_000 } else { number % 4 } as u32;
+        let message = Message::new("t", id.body()).queue(queue);
+        deliveries.push((id, producer.enqueue(message).await.unwrap()));
+        if number % 3_000 >= 2_000 && number % 8 == 0 {
+            producer.flush().await.unwrap();
+        }
+    }
+    for (id, delivery) in deliveries {
+        let receipt = delivery.await.unwrap();
+        let of_queue: &mut Vec<MessageId> = &mut sent[receipt.queue as usize];
+        assert_eq!(receipt.offset, of_queue.len() as u64);
+        of_queue.push(id);
+    }
+    broker.stop();
+
+    for mode in MODES {
+        let broker = command.clone().set(format!("transfer.mode={mode}")).start();
+        let client = Client::connect(broker.control()).await.unwrap();
+        let log = within("reading everything", PATIENCE, read_topic(&client, "t")).await;
+        for (queue, messages) in log {
+            assert!(messages == sent[queue as usize], "queue {queue} by {mode}");
+        }
+        let paths =
+            ["sendfile", "mmap", "buffered"].map(|path| (path, sent_by(&broker, path) / MIB));
+        println!("{mode}: MiB by path {paths:?}");
+        for (path, mib) in paths {
+            assert!(mode == "adaptive" || (mib > 0) == (path == mode), "{mode}: {paths:?}");
+        }
+        broker.stop();
+    }
+}
