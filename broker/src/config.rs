@@ -296,7 +296,7 @@ impl Default for StorageConfig {
             append_path: AppendPath::Pwrite,
             flush_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(10),
-            checkpoint_bytes: 128 << 20,
+            checkpoint_bytes: 256 << 20,
             retention_age: Some(Duration::from_secs(7 * 24 * 3600)),
             retention_bytes: None,
             retention_check_interval: Duration::from_secs(60),

@@ -65,7 +65,7 @@ impl Plane {
 }
 
 /// Why a request, or a part of it, is refused: the code, and a text for people.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Refusal {
     code: ErrorCode,
     message: String,

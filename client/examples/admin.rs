@@ -1,4 +1,5 @@
-//! Creates a topic if need be and shows all of them: `cargo run --example admin -- TOPIC [BROKER]`.
+//! Creates a topic if need be and shows all of them:
+//! `cargo run -p longwire-client --example admin -- TOPIC [BROKER]`.
 
 use longwire_client::{Client, ErrorCode, NewTopic, TopicDurability};
 

@@ -1,4 +1,5 @@
-//! Prints what arrives, as a member of a group: `cargo run --example consume -- TOPIC GROUP [BROKER]`.
+//! Prints what arrives, as a member of a group:
+//! `cargo run -p longwire-client --example consume -- TOPIC GROUP [BROKER]`.
 
 use longwire_client::{Client, TagFilter};
 

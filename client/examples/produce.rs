@@ -1,4 +1,5 @@
-//! Sends every line of standard input: `cargo run --example produce -- TOPIC [BROKER]`.
+//! Sends every line of standard input:
+//! `cargo run -p longwire-client --example produce -- TOPIC [BROKER]`.
 
 use std::sync::Arc;
 

@@ -178,7 +178,8 @@ impl Consumer {
     /// with [`ErrorKind::InvalidArgument`] without a group.
     pub async fn commit(&self) -> Result<(), Error> {
         self.shared.done();
-        self.shared.commit().await
+        self.shared.commit().await?;
+        self.shared.check_saved()
     }
 
     /// Commits these offsets: of each queue, the next one wanted. Errors as

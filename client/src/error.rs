@@ -110,7 +110,11 @@ impl Error {
             Some(source) => innermost(source),
             None => status.message().to_owned(),
         };
-        Error::new(kind, format!("{what}: {why} ({:?})", status.code()))
+        let mut error = Error::new(kind, format!("{what}: {why} ({:?})", status.code()));
+        // A broker that could not be reached has done nothing; one that fell silent may have.
+        let unknown = matches!(kind, ErrorKind::Timeout | ErrorKind::ConnectionLost);
+        error.change(|inner| inner.outcome_unknown = unknown);
+        error
     }
 
     pub(crate) fn with_unknown_outcome(mut self) -> Error {
@@ -126,6 +130,12 @@ impl Error {
     /// The same error with `context` put before its message.
     pub(crate) fn context(mut self, context: impl fmt::Display) -> Error {
         self.change(|inner| inner.message = format!("{context}: {}", inner.message));
+        self
+    }
+
+    /// The same error with `note` put after its message.
+    pub(crate) fn note(mut self, note: &str) -> Error {
+        self.change(|inner| inner.message = format!("{} {note}", inner.message));
         self
     }
 
@@ -148,7 +158,8 @@ impl Error {
         self.inner.retriable
     }
 
-    /// Whether the request may have taken effect all the same: it had been sent, and no answer came.
+    /// Whether the request may have taken effect all the same: it had been sent, and no answer came,
+    /// or the broker met a fault of its own.
     ///
     /// Sending such a message again may store it twice.
     pub fn outcome_unknown(&self) -> bool {
@@ -163,11 +174,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.inner.message)?;
-        if self.inner.outcome_unknown {
-            f.write_str(" (outcome unknown: it may have been stored)")?;
-        }
-        Ok(())
+        f.write_str(&self.inner.message)
     }
 }
 

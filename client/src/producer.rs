@@ -311,7 +311,7 @@ impl Shared {
     fn fail(&self, lane: &Lane, batch: &SealedBatch, error: Error) {
         let mut error = error.context(format_args!("producing to {}", lane.topic_queue()));
         if batch.maybe_stored {
-            error = error.with_unknown_outcome();
+            error = error.with_unknown_outcome().note("(the message may be stored all the same)");
         }
         self.failure.lock().get_or_insert_with(|| error.clone());
         self.decide(batch, Err(error));

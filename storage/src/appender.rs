@@ -4,13 +4,13 @@
 //! records copied into the newest segment, and *written* raised. Everything that can be done before
 //! the lock (parsing, checking) has been, in [`RecordRun::check`].
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use longwire_proto::record::{Placement, seal};
+use longwire_proto::record::{BLANK_BYTES, Placement, seal};
 use parking_lot::Mutex;
 
 use crate::commit_log::CommitLog;
@@ -34,6 +34,12 @@ pub struct Extent {
     /// The position after the last one.
     pub end: u64,
 }
+
+/// A run and the queue it goes to.
+pub type QueueRun<'q, 'r> = (&'q Queue, &'q mut RecordRun<'r>);
+
+/// What became of one run: where its records are, or why none of them was appended.
+pub type Appended = Result<Vec<Extent>, AppendError>;
 
 #[derive(Debug)]
 pub(crate) struct Appender {
@@ -79,83 +85,110 @@ impl Appender {
         }
     }
 
-    /// Appends all records of a run or none. Does not wait for anything but the lock.
+    /// Appends runs in order, each with all of its records or none. Does not wait for anything but
+    /// the lock. Fails as a whole if nothing can be appended now.
     pub(crate) fn append(
         &self,
-        queue: &Queue,
-        run: &mut RecordRun<'_>,
-    ) -> Result<Vec<Extent>, AppendError> {
-        let largest = u64::from(run.sizes.iter().copied().max().unwrap_or(0));
-        if largest > self.record_bytes_max {
-            let max = self.record_bytes_max;
-            return Err(AppendError::RecordTooLarge { bytes: largest, max });
-        }
+        runs: &mut [QueueRun<'_, '_>],
+    ) -> Result<Vec<Appended>, AppendError> {
         let mut tail = self.tail.lock();
         if let Some(error) = &tail.closed {
             return Err(error.clone());
         }
-        if queue.is_deleted() {
-            return Err(AppendError::TopicDeleted);
-        }
-        let rolls = rolls_needed(tail.segment.room(), &run.sizes, self.supply.segment_bytes());
-        self.supply.reserve(rolls)?;
+        let refusals: Vec<_> = runs.iter().map(|(queue, run)| self.refusal(queue, run)).collect();
+        let accepted = runs.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
+        let sizes = accepted.flat_map(|((_, run), _)| run.sizes.iter().copied());
+        let room = tail.segment.room();
+        self.supply.reserve(rolls_needed(room, sizes, self.supply.segment_bytes()))?;
 
-        let written = self.write(&mut tail, queue, run);
-        let extents = written.map_err(|error| {
+        tail.newest_ms = tail.newest_ms.max(now_ms());
+        let mut layout = Layout::new(&tail.segment, self.supply.segment_bytes());
+        let mut appended = Vec::with_capacity(runs.len());
+        for (index, ((queue, run), refusal)) in runs.iter_mut().zip(refusals).enumerate() {
+            appended.push(match refusal {
+                None => Ok(self.place(&mut layout, index, queue, run, tail.newest_ms)),
+                Some(refusal) => Err(refusal),
+            });
+        }
+        self.write(&mut tail, runs, &layout).map_err(|error| {
             let error = self.marks.poison(format!("writing the log failed: {error}"));
             tail.closed = Some(error.clone());
             error
         })?;
-        self.records.fetch_add(run.sizes.len() as u64, Relaxed);
-        self.bytes.fetch_add(run.bytes.len() as u64, Relaxed);
-        Ok(extents)
+        Ok(appended)
     }
 
     /// As [`append`](Self::append), but waits for the next segment where it is needed.
     pub(crate) fn append_blocking(
         &self,
-        queue: &Queue,
-        run: &mut RecordRun<'_>,
-    ) -> Result<Vec<Extent>, AppendError> {
+        runs: &mut [QueueRun<'_, '_>],
+    ) -> Result<Vec<Appended>, AppendError> {
         loop {
-            match self.append(queue, run) {
+            match self.append(runs) {
                 Err(AppendError::NotReady) => self.supply.wait()?,
                 result => return result,
             }
         }
     }
 
-    fn write(
+    /// Why a run cannot be appended, whatever the state of the log.
+    fn refusal(&self, queue: &Queue, run: &RecordRun<'_>) -> Option<AppendError> {
+        let (bytes, max) =
+            (run.sizes.iter().copied().max().unwrap_or(0).into(), self.record_bytes_max);
+        if bytes > max {
+            return Some(AppendError::RecordTooLarge { bytes, max });
+        }
+        queue.is_deleted().then_some(AppendError::TopicDeleted)
+    }
+
+    /// Gives the records of a run their places and fills the broker-owned fields.
+    fn place(
         &self,
-        tail: &mut Tail,
+        layout: &mut Layout,
+        index: usize,
         queue: &Queue,
         run: &mut RecordRun<'_>,
-    ) -> io::Result<Vec<Extent>> {
-        tail.newest_ms = tail.newest_ms.max(now_ms());
+        now_ms: i64,
+    ) -> Vec<Extent> {
         let mut extents = Vec::with_capacity(1);
-        let mut sizes = &run.sizes[..];
-        let mut bytes = &mut run.bytes[..];
+        let (mut sizes, mut at) = (&run.sizes[..], 0);
         let mut offset = queue.next_offset();
         loop {
-            let (records, fitting) = prefix_that_fits(tail.segment.room(), sizes);
+            let (records, bytes) = prefix_that_fits(layout.room(), sizes);
             if records > 0 {
-                let (now, later) = std::mem::take(&mut bytes).split_at_mut(fitting);
-                let position = tail.segment.position();
-                self.seal_all(now, &sizes[..records], offset, position, tail.newest_ms);
-                tail.segment.put(now)?;
-                let end = position + fitting as u64;
+                let position = layout.position;
+                let (to, end) = (at + bytes, position + bytes as u64);
+                let (now, later) = sizes.split_at(records);
+                self.seal_all(&mut run.bytes[at..to], now, offset, position, now_ms);
+                layout.add(Piece { run: index, from: at, to });
                 extents.push(Extent { records: records as u32, offset, position, end });
                 offset += records as u64;
-                (sizes, bytes) = (&sizes[records..], later);
+                (sizes, at) = (later, to);
             }
             if sizes.is_empty() {
                 break;
             }
-            self.roll(tail)?;
+            layout.roll();
         }
         queue.set_next_offset(offset);
+        self.records.fetch_add(run.sizes.len() as u64, Relaxed);
+        self.bytes.fetch_add(run.bytes.len() as u64, Relaxed);
+        extents
+    }
+
+    /// Copies what has been placed into the segments, and lets readers see it.
+    fn write(&self, tail: &mut Tail, runs: &[QueueRun<'_, '_>], layout: &Layout) -> io::Result<()> {
+        for (rolls, pieces) in layout.segments.iter().enumerate() {
+            if rolls > 0 {
+                self.roll(tail)?;
+            }
+            let bytes =
+                |piece: &Piece| IoSlice::new(&runs[piece.run].1.bytes[piece.from..piece.to]);
+            let mut slices: Vec<_> = pieces.iter().map(bytes).collect();
+            tail.segment.put(&mut slices)?;
+        }
         self.publish(tail);
-        Ok(extents)
+        Ok(())
     }
 
     fn seal_all(&self, bytes: &mut [u8], sizes: &[u32], offset: u64, position: u64, now_ms: i64) {
@@ -208,6 +241,49 @@ impl Appender {
     }
 }
 
+/// Bytes of one run.
+#[derive(Debug)]
+struct Piece {
+    run: usize,
+    from: usize,
+    to: usize,
+}
+
+/// Where what is being appended will be, before any of it is written.
+#[derive(Debug)]
+struct Layout {
+    /// The pieces for each segment: for the newest, and for those to be begun.
+    segments: Vec<Vec<Piece>>,
+    position: u64,
+    segment_end: u64,
+    segment_bytes: u64,
+}
+
+impl Layout {
+    fn new(newest: &SegmentTail, segment_bytes: u64) -> Layout {
+        let (position, segment_end) = (newest.position(), newest.segment().end());
+        Layout { segments: vec![Vec::new()], position, segment_end, segment_bytes }
+    }
+
+    /// How many bytes of records still fit into the segment.
+    fn room(&self) -> u64 {
+        self.segment_end - self.position - BLANK_BYTES as u64
+    }
+
+    fn add(&mut self, piece: Piece) {
+        self.position += (piece.to - piece.from) as u64;
+        if let Some(pieces) = self.segments.last_mut() {
+            pieces.push(piece);
+        }
+    }
+
+    fn roll(&mut self) {
+        self.position = self.segment_end;
+        self.segment_end += self.segment_bytes;
+        self.segments.push(Vec::new());
+    }
+}
+
 /// How many leading records, and bytes of them, fit into `room`.
 fn prefix_that_fits(room: u64, sizes: &[u32]) -> (usize, usize) {
     let mut bytes = 0;
@@ -221,17 +297,16 @@ fn prefix_that_fits(room: u64, sizes: &[u32]) -> (usize, usize) {
 }
 
 /// How many new segments the records need.
-fn rolls_needed(mut room: u64, mut sizes: &[u32], segment_bytes: u64) -> usize {
+fn rolls_needed(mut room: u64, sizes: impl Iterator<Item = u32>, segment_bytes: u64) -> usize {
     let mut rolls = 0;
-    loop {
-        let (records, _) = prefix_that_fits(room, sizes);
-        sizes = &sizes[records..];
-        if sizes.is_empty() {
-            return rolls;
+    for size in sizes.map(u64::from) {
+        if size > room {
+            rolls += 1;
+            room = segment_bytes - BLANK_BYTES as u64;
         }
-        rolls += 1;
-        room = segment_bytes - longwire_proto::record::BLANK_BYTES as u64;
+        room -= size;
     }
+    rolls
 }
 
 /// Milliseconds since 1970.
@@ -247,9 +322,10 @@ mod tests {
     fn records_never_span_segments() {
         assert_eq!(prefix_that_fits(10, &[4, 6, 1]), (2, 10));
         assert_eq!(prefix_that_fits(3, &[4]), (0, 0));
-        assert_eq!(rolls_needed(10, &[4, 6], 100), 0);
-        assert_eq!(rolls_needed(10, &[4, 6, 1], 100), 1);
+        let rolls = |sizes: &[u32]| rolls_needed(10, sizes.iter().copied(), 100);
+        assert_eq!(rolls(&[4, 6]), 0);
+        assert_eq!(rolls(&[4, 6, 1]), 1);
         // 92 bytes fit behind each roll, so three records of 60 take a segment each.
-        assert_eq!(rolls_needed(10, &[60, 60, 60], 100), 3);
+        assert_eq!(rolls(&[60, 60, 60]), 3);
     }
 }

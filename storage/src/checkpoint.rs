@@ -17,7 +17,7 @@
 //! The mark follows every sync of the log and is not synced itself: it outlives the process, and a
 //! power cut leaves an older one. It never says more than was durable when it was written.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ impl CheckpointFile {
     pub(crate) fn write(&mut self, checkpoint: Checkpoint) -> io::Result<()> {
         let sequence = self.sequence + 1;
         let slot = (sequence % 2) * SLOT_BYTES;
-        self.file.write_all_at(&encode(sequence, checkpoint), slot)?;
+        self.file.write_all_at(&mut [IoSlice::new(&encode(sequence, checkpoint))], slot)?;
         self.file.sync()?;
         self.sequence = sequence;
         Ok(())
@@ -108,7 +108,7 @@ impl FlushMark {
         bytes[..8].copy_from_slice(&position.to_be_bytes());
         let crc = crc32(&bytes[..8]);
         bytes[8..].copy_from_slice(&crc.to_be_bytes());
-        self.0.write_all_at(&bytes, MARK_AT)
+        self.0.write_all_at(&mut [IoSlice::new(&bytes)], MARK_AT)
     }
 }
 

@@ -58,7 +58,7 @@ impl StoreConfig {
             store_host: SocketAddr::from(([127, 0, 0, 1], 7650)),
             flush_interval: Duration::from_millis(500),
             checkpoint_interval: Duration::from_secs(10),
-            checkpoint_bytes: 128 << 20,
+            checkpoint_bytes: 256 << 20,
             retention_age: None,
             retention_bytes: None,
             retention_check_interval: Duration::from_secs(10),

@@ -7,8 +7,8 @@
 //!  | position | size | tag hash |        entry n is at byte n * 20
 //! ```
 //!
-//! The newest entries wait in memory until there is a page of them, or a checkpoint. So ten thousand
-//! queues cost neither a mapping nor a descriptor each.
+//! The newest entries are in memory, and written when there is a page of them or at a checkpoint. So
+//! ten thousand queues cost neither a mapping nor a descriptor each.
 
 use std::io;
 use std::ops::Range;
@@ -23,8 +23,11 @@ use crate::segment_supply::is_full;
 pub(crate) const ENTRY_BYTES: u64 = 20;
 /// Entries in one file, as RocketMQ has it.
 pub(crate) const FILE_ENTRIES: u64 = 300_000;
-/// This many entries are written at once: about a page.
-const TAIL_ENTRIES_MAX: usize = 204;
+/// Entries that fill about a page of memory.
+const PAGE_ENTRIES: usize = 204;
+/// This many entries are kept in memory before they are written: what a consumer at the end of the
+/// queue asks for is still there then.
+const NEWEST_MAX: usize = 2 * PAGE_ENTRIES;
 
 /// Where one record of a queue is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,25 +74,41 @@ pub(crate) struct ConsumeQueue {
 }
 
 /// ```text
-///  first           stored            stored + tail.len()
-///  |--- in files ----|--- in memory ---|
+///  first          base        stored          base + newest.len()
+///  |--- in files --|-- in both -|-- in memory --|
 /// ```
 #[derive(Debug)]
 struct State {
     first: u64,
+    /// The offset of the first entry in memory.
+    base: u64,
+    /// The files have the entries below.
     stored: u64,
-    tail: Vec<Entry>,
+    newest: Vec<Entry>,
     /// Where in the log the newest record ends; spares a look into the files.
     newest_end: u64,
 }
 
 impl State {
     fn stored(first: u64, stored: u64, newest_end: u64) -> State {
-        State { first, stored, tail: Vec::new(), newest_end }
+        State { first, base: stored, stored, newest: Vec::new(), newest_end }
     }
 
     fn end(&self) -> u64 {
-        self.stored + self.tail.len() as u64
+        self.base + self.newest.len() as u64
+    }
+
+    fn unstored(&self) -> &[Entry] {
+        &self.newest[(self.stored - self.base) as usize..]
+    }
+
+    /// Goes on at an offset, with nothing in between.
+    fn skip_to(&mut self, offset: u64) {
+        if self.first == self.end() {
+            self.first = offset;
+        }
+        (self.base, self.stored) = (offset, offset);
+        self.newest.clear();
     }
 }
 
@@ -150,7 +169,7 @@ impl ConsumeQueue {
     pub(crate) fn go_on_at(&self, offset: u64) {
         let mut state = self.state.lock();
         if state.first == state.end() && state.end() < offset {
-            (state.first, state.stored) = (offset, offset);
+            state.skip_to(offset);
         }
     }
 
@@ -164,54 +183,51 @@ impl ConsumeQueue {
             return Ok(false);
         }
         if offset > end {
-            self.store_tail(&mut state)?;
-            state.stored = offset;
-            if state.first == end {
-                state.first = offset;
-            }
+            self.store_newest(&mut state)?;
+            state.skip_to(offset);
         }
-        if state.tail.capacity() == 0 {
-            state.tail.reserve(8);
+        if state.newest.capacity() == 0 {
+            state.newest.reserve(8);
         }
-        state.tail.push(entry);
+        state.newest.push(entry);
         state.newest_end = entry.end();
-        Ok(state.tail.len().is_multiple_of(TAIL_ENTRIES_MAX))
+        Ok(state.newest.len() >= NEWEST_MAX && state.newest.len().is_multiple_of(PAGE_ENTRIES))
     }
 
-    /// Writes the entries that have gathered in memory.
+    /// Writes the entries that have gathered in memory, and keeps only the last page there.
     pub(crate) fn store_page(&self) -> io::Result<()> {
         let mut state = self.state.lock();
-        if state.tail.len() < TAIL_ENTRIES_MAX {
-            return Ok(());
-        }
-        match self.store_tail(&mut state) {
+        match self.store_newest(&mut state) {
             // They stay in memory until there is space; the log bounds how many.
-            Err(error) if is_full(&error) => Ok(()),
-            result => result,
+            Err(error) if is_full(&error) => return Ok(()),
+            result => result?,
         }
+        let old = state.newest.len().saturating_sub(PAGE_ENTRIES);
+        state.newest.drain(..old);
+        state.base += old as u64;
+        state.newest.shrink_to(NEWEST_MAX);
+        Ok(())
     }
 
     /// Writes all entries to the files; a sync of them is the caller's.
     pub(crate) fn store(&self) -> io::Result<()> {
-        self.store_tail(&mut self.state.lock())
+        self.store_newest(&mut self.state.lock())
     }
 
-    fn store_tail(&self, state: &mut State) -> io::Result<()> {
-        let mut tail = &state.tail[..];
+    fn store_newest(&self, state: &mut State) -> io::Result<()> {
+        let mut entries = state.unstored();
         let mut at = state.stored;
-        let mut bytes = Vec::with_capacity(tail.len() * ENTRY_BYTES as usize);
-        while !tail.is_empty() {
+        let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES as usize);
+        while !entries.is_empty() {
             let room = FILE_ENTRIES - at % FILE_ENTRIES;
-            let (now, later) = tail.split_at(tail.len().min(room as usize));
+            let (now, later) = entries.split_at(entries.len().min(room as usize));
             bytes.clear();
             now.iter().for_each(|entry| entry.encode(&mut bytes));
             self.files.write(self.queue, at, &bytes)?;
             at += now.len() as u64;
-            tail = later;
+            entries = later;
         }
         state.stored = at;
-        state.tail.clear();
-        state.tail.shrink_to(TAIL_ENTRIES_MAX);
         Ok(())
     }
 
@@ -227,11 +243,11 @@ impl ConsumeQueue {
         out.clear();
         let in_file = {
             let state = self.state.lock();
-            if let Some(skip) = offset.checked_sub(state.stored) {
-                out.extend(state.tail.iter().skip(skip as usize).take(count));
+            if let Some(skip) = offset.checked_sub(state.base) {
+                out.extend(state.newest.iter().skip(skip as usize).take(count));
                 return Ok(());
             }
-            (state.stored - offset).min(FILE_ENTRIES - offset % FILE_ENTRIES)
+            (state.base - offset).min(FILE_ENTRIES - offset % FILE_ENTRIES)
         };
         let count = (count as u64).min(in_file) as usize;
         let mut bytes = vec![0; count * ENTRY_BYTES as usize];
@@ -268,18 +284,18 @@ impl ConsumeQueue {
     /// One past the last offset whose record lies wholly below a position. Cheap where that is the
     /// end of the queue or close to it.
     pub(crate) fn end_below(&self, position: u64) -> io::Result<u64> {
-        let (first, stored) = {
+        let (first, base) = {
             let state = self.state.lock();
             if state.newest_end <= position {
                 return Ok(state.end());
             }
-            let below = state.tail.iter().rposition(|entry| entry.end() <= position);
+            let below = state.newest.iter().rposition(|entry| entry.end() <= position);
             match below {
-                Some(index) => return Ok(state.stored + index as u64 + 1),
-                None => (state.first, state.stored),
+                Some(index) => return Ok(state.base + index as u64 + 1),
+                None => (state.first, state.base),
             }
         };
-        self.search(first..stored, |entry| entry.end() <= position)
+        self.search(first..base, |entry| entry.end() <= position)
     }
 
     /// Forgets the entries of records below a position, and removes files that have no others.

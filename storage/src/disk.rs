@@ -6,7 +6,7 @@
 mod mapping;
 mod real;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -76,8 +76,9 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// As [`read_at`](Self::read_at), but only from memory: `WouldBlock` if a disk would be needed.
     fn read_resident_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
 
-    /// Writes all of `bytes`.
-    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+    /// Writes all bytes of the slices, one after another. What the slices are afterwards is
+    /// unspecified.
+    fn write_all_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()>;
 
     /// Cuts or extends the file.
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;

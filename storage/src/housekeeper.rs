@@ -20,6 +20,8 @@ use crate::views::Views;
 use crate::views::database::{QueueEnd, ViewDatabase, io_error};
 use crate::views::system_topic::SystemRecord;
 
+/// Log bytes that are worth bringing the consume queue of one more queue to disk.
+const BYTES_PER_QUEUE: u64 = 100 << 10;
 /// From this many changed files on, one sync of the file system is cheaper than one of each.
 const SYNC_EACH_MAX: usize = 256;
 
@@ -41,28 +43,40 @@ pub(crate) struct Housekeeper {
 impl Housekeeper {
     /// The thread's loop. `carry` appends records again and waits until they are durable and folded.
     pub(crate) fn run(&self, carry: impl Fn(Vec<SystemRecord>) -> Result<(), String>) {
-        let mut done = self.marks.dispatched.get();
+        let dispatched = &self.marks.dispatched;
+        let mut done = dispatched.get();
+        let mut noted = done;
+        let mut checkpoint_due = Instant::now() + self.checkpoint_interval;
         let mut retention_due = Instant::now() + self.retention_interval;
         loop {
             // Early only if much was appended. The wait fails when the store is closed.
-            let deadline = retention_due.min(Instant::now() + self.checkpoint_interval);
-            let dispatched = &self.marks.dispatched;
-            if dispatched.wait_until(done + self.checkpoint_bytes, Some(deadline)).is_err() {
+            let deadline = retention_due.min(checkpoint_due);
+            if dispatched.wait_until(noted + self.checkpoint_bytes, Some(deadline)).is_err() {
                 return;
             }
-            if dispatched.get() > done {
-                done = dispatched.get();
-                match self.write_checkpoint(false) {
-                    Ok(()) => {}
-                    // The next start has more to read, that is all. The next turn tries again.
-                    Err(error) if is_full(&error) => {
-                        tracing::warn!(%error, "no space for a checkpoint");
-                    }
-                    Err(error) => {
-                        self.marks.poison(format!("writing a checkpoint failed: {error}"));
-                        return;
-                    }
+            let (reached, due) = (dispatched.get(), Instant::now() >= checkpoint_due);
+            let written = if reached > done && (due || reached - done >= self.views_due()) {
+                (done, noted) = (reached, reached);
+                self.write_checkpoint(false)
+            } else if reached >= noted + self.checkpoint_bytes {
+                noted = reached;
+                self.note_durable(&mut self.checkpoint.lock(), false)
+            } else {
+                Ok(())
+            };
+            match written {
+                Ok(()) => {}
+                // The next start has more to read, that is all. The next turn tries again.
+                Err(error) if is_full(&error) => {
+                    tracing::warn!(%error, "no space for a checkpoint");
                 }
+                Err(error) => {
+                    self.marks.poison(format!("writing a checkpoint failed: {error}"));
+                    return;
+                }
+            }
+            if due {
+                checkpoint_due = Instant::now() + self.checkpoint_interval;
             }
             if Instant::now() >= retention_due {
                 retention_due = Instant::now() + self.retention_interval;
@@ -73,20 +87,33 @@ impl Housekeeper {
         }
     }
 
+    /// After how many bytes the views are brought to disk: what that costs goes with the number of
+    /// queues that have changed, and what a start then has to dispatch again stays bounded.
+    fn views_due(&self) -> u64 {
+        let unsynced = self.dispatcher.unsynced.lock().len() as u64;
+        (unsynced * BYTES_PER_QUEUE).clamp(self.checkpoint_bytes, 4 * self.checkpoint_bytes)
+    }
+
     /// Makes every view durable up to where the dispatcher is, and says so in the checkpoint.
     pub(crate) fn write_checkpoint(&self, clean: bool) -> io::Result<()> {
         let mut file = self.checkpoint.lock();
         let dispatched = self.marks.dispatched.get();
         self.flush(dispatched)?;
         let queues = std::mem::take(&mut *self.dispatcher.unsynced.lock());
+        // Of all, before the first is written: should one fail, those behind it are marked again too.
+        queues.iter().for_each(|queue| queue.clear_unsynced());
         if let Err(error) = self.write_views(dispatched, &queues) {
             let again = queues.into_iter().filter(|queue| queue.mark_unsynced());
             self.dispatcher.unsynced.lock().extend(again);
             return Err(error);
         }
+        self.note_durable(&mut file, clean)
+    }
+
+    /// Says in the checkpoint how far the log is durable: from there a start after a crash scans it.
+    fn note_durable(&self, file: &mut CheckpointFile, clean: bool) -> io::Result<()> {
         let newest_ms = self.log.segments().last().map_or(0, |newest| newest.newest_ms());
-        let durable = self.marks.durable.get();
-        file.write(Checkpoint { clean, durable, newest_ms })
+        file.write(Checkpoint { clean, durable: self.marks.durable.get(), newest_ms })
     }
 
     fn write_views(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<()> {

@@ -65,7 +65,7 @@ mod topics;
 mod views;
 mod watermark;
 
-pub use appender::Extent;
+pub use appender::{Appended, Extent, QueueRun};
 pub use config::{AppendPath, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
 pub use consume_queue::IndexRead;
 pub use error::{

@@ -249,9 +249,13 @@ impl Queue {
         self.touched.swap(pass, Relaxed) != pass
     }
 
+    /// A checkpoint begins that brings every entry of before to disk.
+    pub(crate) fn clear_unsynced(&self) {
+        self.unsynced.store(false, Release);
+    }
+
     /// Writes the index to its files, from where [`sync_index`](Self::sync_index) makes it durable.
     pub(crate) fn store_index(&self) -> io::Result<()> {
-        self.unsynced.store(false, Release);
         self.index.store()
     }
 

@@ -3,7 +3,7 @@
 //! `consumequeue/{topic}/{queue}-{byte offset of the first entry, 20 digits}`
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -121,7 +121,7 @@ impl QueueFiles {
         if !self.made.swap(true, Relaxed) {
             self.cache.disk.create_dir(&self.dir)?;
         }
-        self.file(queue, base, true)?.write_all_at(bytes, at - base)?;
+        self.file(queue, base, true)?.write_all_at(&mut [IoSlice::new(bytes)], at - base)?;
         let mut found = self.found.lock();
         let bases = found.entry(queue).or_default();
         if bases.last() != Some(&base) {

@@ -1,6 +1,6 @@
 //! One fixed-size file of the commit log.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -167,12 +167,13 @@ impl SegmentTail {
     }
 
     /// Appends bytes that fit. Readers see them after [`publish`](Self::publish).
-    pub(crate) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&mut self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         match self.path {
-            AppendPath::Mapped => self.mapped.put(bytes),
+            AppendPath::Mapped => slices.iter().for_each(|slice| self.mapped.put(slice)),
             AppendPath::Pwrite => {
-                self.segment.file.write_all_at(bytes, self.mapped.at() as u64)?;
-                self.mapped.skip(bytes.len());
+                let bytes = slices.iter().map(|slice| slice.len()).sum();
+                self.segment.file.write_all_at(slices, self.mapped.at() as u64)?;
+                self.mapped.skip(bytes);
             }
         }
         Ok(())
@@ -185,7 +186,7 @@ impl SegmentTail {
     /// Ends the segment with a blank record: what is left of it is not used.
     pub(crate) fn seal(&mut self) -> io::Result<()> {
         let remaining = self.segment.end() - self.position();
-        self.put(&write_blank(remaining as u32))?;
+        self.put(&mut [IoSlice::new(&write_blank(remaining as u32))])?;
         self.mapped.skip(remaining as usize - BLANK_BYTES);
         self.publish();
         Ok(())

@@ -12,7 +12,7 @@ use longwire_proto::record::RecordView;
 use longwire_proto::store::{GroupRecord, OffsetsRecord, QueueOffset, TopicOffsets};
 use parking_lot::{Mutex, RwLock};
 
-use crate::appender::{Appender, Extent, now_ms};
+use crate::appender::{Appended, Appender, Extent, QueueRun, now_ms};
 use crate::commit_log::CommitLog;
 use crate::consume_queue::IndexRead;
 use crate::disk::DiskLock;
@@ -262,39 +262,56 @@ impl Store {
         });
         let topics = topics.collect();
         let record = OffsetsRecord { group: group.to_owned(), topics };
-        self.append_record(SystemRecord::Offsets(record), Appender::append)
+        self.append_record(SystemRecord::Offsets(record), Store::append)
     }
 
-    /// Appends all records of a run to a queue, or none. Never blocks: where the next segment is not
-    /// ready it fails with [`AppendError::NotReady`].
+    /// Appends runs to their queues, in order; each with all of its records or none, as the inner
+    /// results tell. Never blocks: where the next segment is not ready it fails as a whole with
+    /// [`AppendError::NotReady`].
+    pub fn append_all(&self, runs: &mut [QueueRun<'_, '_>]) -> Result<Vec<Appended>, AppendError> {
+        let appended = self.appender.append(runs)?;
+        self.appended(runs, &appended);
+        Ok(appended)
+    }
+
+    /// As [`append_all`](Self::append_all), but waits for the next segment. Blocks.
+    pub fn append_all_blocking(
+        &self,
+        runs: &mut [QueueRun<'_, '_>],
+    ) -> Result<Vec<Appended>, AppendError> {
+        let appended = self.appender.append_blocking(runs)?;
+        self.appended(runs, &appended);
+        Ok(appended)
+    }
+
+    /// Appends one run. Never blocks, as [`append_all`](Self::append_all).
     pub fn append(
         &self,
         queue: &Queue,
         run: &mut RecordRun<'_>,
     ) -> Result<Vec<Extent>, AppendError> {
-        self.appender.append(queue, run).inspect(|extents| self.appended(queue, extents))
+        self.append_all(&mut [(queue, run)])?.remove(0)
     }
 
-    /// As [`append`](Self::append), but waits for the next segment. Blocks.
+    /// Appends one run; waits for the next segment. Blocks.
     pub fn append_blocking(
         &self,
         queue: &Queue,
         run: &mut RecordRun<'_>,
     ) -> Result<Vec<Extent>, AppendError> {
-        let appended = self.appender.append_blocking(queue, run);
-        appended.inspect(|extents| self.appended(queue, extents))
+        self.append_all_blocking(&mut [(queue, run)])?.remove(0)
+    }
+
+    fn appended(&self, runs: &[QueueRun<'_, '_>], appended: &[Appended]) {
+        let flushed = runs.iter().zip(appended).filter(|((queue, _), _)| queue.waits_for_flush());
+        let ends = flushed.filter_map(|(_, extents)| Some(extents.as_ref().ok()?.last()?.end));
+        ends.max().into_iter().for_each(|end| self.marks.flush_wanted.advance(end));
+        self.dispatcher.appended();
     }
 
     /// Waits for the segment whose absence made an append fail with [`AppendError::NotReady`]. Blocks.
     pub fn wait_for_segment(&self) -> Result<(), AppendError> {
         self.supply.wait()
-    }
-
-    fn appended(&self, queue: &Queue, extents: &[Extent]) {
-        if let (true, Some(last)) = (queue.waits_for_flush(), extents.last()) {
-            self.marks.flush_wanted.advance(last.end);
-        }
-        self.dispatcher.appended();
     }
 
     /// Waits for a position to become durable, and sees to it that it does so soon.
@@ -383,7 +400,7 @@ impl Store {
 
     /// Appends a record of a system topic and waits until it is durable and folded.
     fn append_system(&self, record: SystemRecord) -> Result<(), AppendError> {
-        let end = self.append_record(record, Appender::append_blocking)?;
+        let end = self.append_record(record, Store::append_blocking)?;
         self.marks.durable.wait(end)?;
         Ok(self.marks.dispatched.wait(end)?)
     }
@@ -391,7 +408,7 @@ impl Store {
     fn append_record(
         &self,
         record: SystemRecord,
-        append: impl Fn(&Appender, &Queue, &mut RecordRun<'_>) -> Result<Vec<Extent>, AppendError>,
+        append: impl Fn(&Store, &Queue, &mut RecordRun<'_>) -> Result<Vec<Extent>, AppendError>,
     ) -> Result<u64, AppendError> {
         let too_large = |bytes: usize| AppendError::RecordTooLarge { bytes: bytes as u64, max: 0 };
         let mut bytes = record.encode(now_ms()).map_err(|_| too_large(0))?;
@@ -400,10 +417,8 @@ impl Store {
             RecordRun::check(record.topic(), 0, &mut bytes).map_err(|_| too_large(len))?;
         let queue = self.topics.get(record.topic()).and_then(|topic| topic.queue(0));
         let queue = queue.ok_or(AppendError::TopicDeleted)?;
-        let extents = append(&self.appender, &queue, &mut run)?;
+        let extents = append(self, &queue, &mut run)?;
         let end = extents.last().map_or(0, |extent| extent.end);
-        self.marks.flush_wanted.advance(end);
-        self.dispatcher.appended();
         Ok(end)
     }
 

@@ -6,7 +6,8 @@ use bytes::BytesMut;
 use longwire_proto::data::{self, response_header};
 use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
 use longwire_proto::{ErrorCode, name};
-use longwire_storage::{AppendError, Durability, Extent, Queue, RecordRun, RunError, Topic};
+use longwire_storage::{self as storage, AppendError, Durability, Extent, Queue};
+use longwire_storage::{QueueRun, RecordRun, RunError};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Connection, head};
@@ -36,25 +37,26 @@ pub(super) async fn handle(
         Ok(asked) => asked,
         Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
     };
-    let mut runs = Vec::with_capacity(request.runs.len());
-    let mut flush_end = None;
+    let mut found = Vec::with_capacity(request.runs.len());
     for run in &request.runs {
         let bytes = body.split_to(run.bytes as usize);
-        let appended = append(connection, run, bytes).await;
-        runs.push(
-            appended
-                .map(|(extents, topic)| {
-                    let durability = asked.unwrap_or_else(|| topic.durability());
-                    if durability == Durability::Flush {
-                        flush_end = flush_end.max(extents.last().map(|extent| extent.end));
-                    }
-                    let records = extents.iter().map(|extent| u64::from(extent.records)).sum();
-                    state.metrics.produced(records, u64::from(run.bytes));
-                    extents
-                })
-                .inspect_err(|refusal| state.metrics.error(refusal.code)),
-        );
+        found.push(find(connection, run, bytes).await);
     }
+    let mut runs = append(connection, found).await;
+    let mut flush_end = None;
+    for (run, sent) in runs.iter_mut().zip(&request.runs) {
+        match run {
+            Ok((extents, durability)) => {
+                if asked.unwrap_or(*durability) == Durability::Flush {
+                    flush_end = flush_end.max(extents.last().map(|extent| extent.end));
+                }
+                let records = extents.iter().map(|extent| u64::from(extent.records)).sum();
+                state.metrics.produced(records, u64::from(sent.bytes));
+            }
+            Err(refusal) => state.metrics.error(refusal.code),
+        }
+    }
+    let runs = runs.into_iter().map(|run| run.map(|(extents, _)| extents)).collect();
     let answer = Answer { correlation_id, runs, slot };
     match flush_end {
         Some(end) => acks::when_durable(connection, end, answer),
@@ -81,11 +83,21 @@ fn check(request: &data::ProduceRequest, body_bytes: usize) -> Result<Option<Dur
     }
 }
 
-async fn append(
+/// A run's bytes and the queue they go to.
+struct Found {
+    queue: Arc<Queue>,
+    durability: Durability,
+    bytes: BytesMut,
+}
+
+/// Where the run's records are, and the durability of their topic.
+type Appended = Result<(Vec<Extent>, Durability), Refusal>;
+
+async fn find(
     connection: &Arc<Connection>,
     run: &data::ProduceRun,
-    mut bytes: BytesMut,
-) -> Result<(Vec<Extent>, Arc<Topic>), Refusal> {
+    bytes: BytesMut,
+) -> Result<Found, Refusal> {
     let state = &connection.plane.state;
     if name::is_system_topic(&run.topic) {
         let message = format!("topic {:?} belongs to Longwire", run.topic);
@@ -99,29 +111,75 @@ async fn append(
         let message = format!("topic {:?} has no queue {}", run.topic, run.queue);
         return Err(Refusal::new(ErrorCode::UnknownQueue, message));
     };
-    let mut records = RecordRun::check(&run.topic, run.queue, &mut bytes)?;
-    let extents = match state.store.append(&queue, &mut records) {
-        Err(AppendError::NotReady) => Box::pin(append_when_ready(connection, queue, bytes)).await?,
-        result => result?,
+    Ok(Found { queue, durability: topic.durability(), bytes })
+}
+
+/// Appends the runs in one go; those that cannot be appended do not harm the others.
+async fn append(
+    connection: &Arc<Connection>,
+    mut found: Vec<Result<Found, Refusal>>,
+) -> Vec<Appended> {
+    let store = &connection.plane.state.store;
+    match append_checked(&mut found, |runs| store.append_all(runs)) {
+        Some(appended) => appended,
+        None => Box::pin(append_when_ready(connection, found)).await,
+    }
+}
+
+/// Checks the runs' records and appends them; `None` where the next segment is not ready.
+fn append_checked(
+    found: &mut [Result<Found, Refusal>],
+    append: impl FnOnce(&mut [QueueRun<'_, '_>]) -> Result<Vec<storage::Appended>, AppendError>,
+) -> Option<Vec<Appended>> {
+    let checked = found.iter_mut().map(|found| match found {
+        Ok(found) => {
+            let records =
+                RecordRun::check(found.queue.topic(), found.queue.id(), &mut found.bytes)?;
+            Ok((&*found.queue, found.durability, records))
+        }
+        Err(refusal) => Err(refusal.clone()),
+    });
+    let mut checked: Vec<Result<_, Refusal>> = checked.collect();
+    let sound = checked.iter_mut().filter_map(|run| run.as_mut().ok());
+    let mut runs: Vec<QueueRun<'_, '_>> =
+        sound.map(|(queue, _, records)| (*queue, records)).collect();
+    let appended = match append(&mut runs) {
+        Err(AppendError::NotReady) => return None,
+        result => result,
     };
-    Ok((extents, topic))
+    let mut appended = appended.map(Vec::into_iter);
+    let outcome = |checked: Result<(_, Durability, _), Refusal>| {
+        let (_, durability, _) = checked?;
+        match &mut appended {
+            // One result for each run that was sound.
+            Ok(results) => Ok((results.next().unwrap_or(Err(AppendError::Closed))?, durability)),
+            Err(error) => Err(error.clone().into()),
+        }
+    };
+    Some(checked.into_iter().map(outcome).collect())
 }
 
 /// Appends on a thread that may wait for the next segment.
 async fn append_when_ready(
     connection: &Arc<Connection>,
-    queue: Arc<Queue>,
-    mut bytes: BytesMut,
-) -> Result<Vec<Extent>, Refusal> {
-    let fault =
-        |error| Refusal::new(ErrorCode::Internal, format!("a fault in the broker: {error}"));
-    let _turn = connection.plane.rolls.acquire().await.map_err(|e| fault(e.to_string()))?;
+    mut found: Vec<Result<Found, Refusal>>,
+) -> Vec<Appended> {
+    let runs = found.len();
     let store = connection.plane.state.store.clone();
+    // The semaphore is never closed.
+    let _turn = connection.plane.rolls.acquire().await;
     let appended = tokio::task::spawn_blocking(move || {
-        let mut records = RecordRun::check(queue.topic(), queue.id(), &mut bytes)?;
-        Ok(store.append_blocking(&queue, &mut records)?)
+        append_checked(&mut found, |runs| store.append_all_blocking(runs))
     });
-    appended.await.map_err(|error| fault(error.to_string()))?
+    let fault = |text: String| {
+        let refusal = Refusal::new(ErrorCode::Internal, format!("a fault in the broker: {text}"));
+        vec![Err(refusal); runs]
+    };
+    match appended.await {
+        Ok(Some(appended)) => appended,
+        Ok(None) => fault("the next segment never came".to_owned()),
+        Err(error) => fault(error.to_string()),
+    }
 }
 
 impl Answer {

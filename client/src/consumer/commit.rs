@@ -27,6 +27,27 @@ impl Shared {
         Ok(())
     }
 
+    /// Fails if a queue was lost before what had been handed out of it was committed.
+    pub(super) fn check_saved(&self) -> Result<(), Error> {
+        let is_member = self.member.lock().is_some();
+        let mut queues = self.queues.lock();
+        let Some(queue) = queues.unsaved() else {
+            return Ok(());
+        };
+        let group = self.config.group.as_deref().unwrap_or_default();
+        let (code, why) = if is_member {
+            (ErrorCode::NotOwner, "another member repeats what was not committed")
+        } else {
+            (ErrorCode::UnknownMember, "not a member now; rejoining")
+        };
+        let message = format!("committing for group {group:?}: queue {queue} was lost: {why}");
+        // While there is no membership it may still come back as it was left.
+        if is_member {
+            queues.forget_unsaved();
+        }
+        Err(Error::refused(code.number(), message))
+    }
+
     /// Commits these offsets, whatever has been received.
     pub(super) async fn commit_these(&self, offsets: &[QueueOffset]) -> Result<(), Error> {
         let _committing = self.committing.lock().await;

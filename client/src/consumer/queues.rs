@@ -28,6 +28,8 @@ pub(super) struct Queues {
     ids: HashMap<TopicQueue, QueueId>,
     /// Given up, and not yet forgotten: the application may still work on their messages.
     leaving: HashMap<TopicQueue, QueueId>,
+    /// Lost before a commit: how far the application had come there.
+    unsaved: HashMap<TopicQueue, u64>,
     last_number: u64,
     /// To be fetched, the longest waiting first.
     pub(super) wanting: VecDeque<Key>,
@@ -67,6 +69,8 @@ pub(super) struct QueueState {
     /// What is known to be committed.
     committed: Option<u64>,
     touched: bool,
+    /// Something has been handed out.
+    begun: bool,
 }
 
 /// Why a queue is not fetched.
@@ -109,7 +113,12 @@ impl Queues {
             done: start.offset,
             committed: start.committed,
             touched: false,
+            begun: false,
         };
+        // It goes on where the application had come to, so nothing has been lost.
+        if self.unsaved.get(&start.queue).is_some_and(|handed| *handed <= start.offset) {
+            self.unsaved.remove(&start.queue);
+        }
         self.dirty |= start.committed != Some(start.offset);
         self.ids.insert(start.queue, id);
         self.states.insert(id, state);
@@ -139,9 +148,22 @@ impl Queues {
 
     /// Forgets the queues that were given up. Returns how many, and what there is to commit for them.
     pub(super) fn forget(&mut self) -> (usize, Vec<QueueOffset>) {
-        let gone: Vec<_> =
-            self.leaving.drain().filter_map(|(_, id)| self.states.remove(&id)).collect();
+        let states = &mut self.states;
+        let gone: Vec<_> = self.leaving.drain().filter_map(|(_, id)| states.remove(&id)).collect();
+        for state in gone.iter().filter(|state| state.is_unsaved()) {
+            self.unsaved.insert(state.source.name.clone(), state.handed);
+        }
         (gone.len(), gone.iter().filter_map(QueueState::uncommitted).collect())
+    }
+
+    /// A queue that was lost before everything handed out of it was committed.
+    pub(super) fn unsaved(&self) -> Option<&TopicQueue> {
+        self.unsaved.keys().next()
+    }
+
+    /// The application knows of the queues that were lost.
+    pub(super) fn forget_unsaved(&mut self) {
+        self.unsaved.clear();
     }
 
     /// Drops what was fetched of a queue and makes every outstanding fetch of it void.
@@ -234,6 +256,7 @@ impl Queues {
         };
         if state.handed != offset {
             state.handed = offset;
+            state.begun = true;
             if !state.touched {
                 state.touched = true;
                 self.touched.push(id);
@@ -288,6 +311,9 @@ impl Queues {
     pub(super) fn committed_explicitly(&mut self, offsets: &[QueueOffset]) {
         for offset in offsets {
             let queue = TopicQueue::new(offset.topic.clone(), offset.queue);
+            if self.unsaved.get(&queue).is_some_and(|handed| *handed <= offset.offset) {
+                self.unsaved.remove(&queue);
+            }
             let id = self.ids.get(&queue).or_else(|| self.leaving.get(&queue));
             if let Some(state) = id.and_then(|id| self.states.get_mut(id)) {
                 state.committed = Some(offset.offset);
@@ -321,6 +347,11 @@ impl Queues {
 }
 
 impl QueueState {
+    /// Whether something was handed out that is not committed.
+    fn is_unsaved(&self) -> bool {
+        self.begun && self.committed != Some(self.handed)
+    }
+
     fn uncommitted(&self) -> Option<QueueOffset> {
         let name = &self.source.name;
         (self.committed != Some(self.done)).then(|| QueueOffset {

@@ -1,19 +1,22 @@
 //! The real file system.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, syncfs};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev};
 
 use super::{Disk, DiskFile, DiskLock, Mapping};
 
 /// Zeros are written in steps of this size where a file system cannot zero a range by itself.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
+
+/// Most slices of one call (`IOV_MAX`).
+const SLICES_MAX: usize = 1024;
 
 /// The operating system's files.
 #[derive(Debug, Clone, Copy, Default)]
@@ -129,8 +132,20 @@ impl DiskFile for RealFile {
         }
     }
 
-    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.0.write_all_at(bytes, at)
+    fn write_all_at(&self, mut slices: &mut [IoSlice<'_>], mut at: u64) -> io::Result<()> {
+        while !slices.is_empty() {
+            let some = &slices[..slices.len().min(SLICES_MAX)];
+            match pwritev(&self.0, some, at) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut slices, written);
+                    at += written as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn set_bytes(&self, bytes: u64) -> io::Result<()> {

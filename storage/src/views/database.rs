@@ -296,6 +296,6 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        self.file.write_all_at(data, offset).map_err(|e| self.error(e))
+        self.file.write_all_at(&mut [io::IoSlice::new(data)], offset).map_err(|e| self.error(e))
     }
 }
