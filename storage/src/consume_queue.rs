@@ -151,11 +151,6 @@ impl ConsumeQueue {
         self.state.lock().end()
     }
 
-    /// One past the offset of the last entry in the files.
-    pub(crate) fn stored_end(&self) -> u64 {
-        self.state.lock().stored
-    }
-
     /// The newest entry, if there is one.
     pub(crate) fn last(&self) -> io::Result<Option<Entry>> {
         let (first, end) = {

@@ -117,7 +117,7 @@ impl Housekeeper {
     }
 
     fn write_views(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<()> {
-        let ends = self.sync_queues(queues)?;
+        let ends = self.sync_queues(dispatched, queues)?;
         let (views, changes) = self.views.write().take_changes();
         // A view on disk must never know of a record that a power cut takes back.
         let written = self.flush(views.folded).and_then(|()| {
@@ -131,12 +131,15 @@ impl Housekeeper {
         self.marks.durable.wait(position).map_err(io::Error::other)
     }
 
-    /// Brings consume queues to disk; returns where each ends there.
-    fn sync_queues(&self, queues: &[Arc<Queue>]) -> io::Result<Vec<QueueEnd>> {
+    /// Brings consume queues to disk; returns where each of them is, there, with the records below
+    /// `dispatched`.
+    fn sync_queues(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<Vec<QueueEnd>> {
         let live = || queues.iter().filter(|queue| !queue.is_deleted());
         let stored = live().map(|queue| {
+            // Without the entries behind it, which a start cuts off.
+            let end = queue.index.end_below(dispatched)?;
             queue.store_index()?;
-            Ok(((queue.topic().clone(), queue.id()), queue.index.stored_end()))
+            Ok(((queue.topic().clone(), queue.id()), end))
         });
         let ends = stored.collect::<io::Result<_>>()?;
         if queues.len() > SYNC_EACH_MAX {
