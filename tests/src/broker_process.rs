@@ -115,12 +115,30 @@ impl BrokerCommand {
         }
     }
 
+    /// Starts it and kills it with -9 a while later, ready or not.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn kill_after(&self, age: Duration) {
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the broker's binary can be started");
+        std::thread::sleep(age);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
     /// Starts it and waits until it is ready, or has ended.
     ///
     /// # Panics
     ///
     /// If it does neither.
     pub fn try_start(&self) -> Result<BrokerProcess, Refused> {
+        BrokerProcess::spawn(&mut self.command())
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(broker_binary());
         command.env_clear().arg("--data-dir").arg(&self.folder);
         let Addresses { data, control, http } = self.addresses;
@@ -130,7 +148,7 @@ impl BrokerCommand {
         for setting in &self.settings {
             command.args(["--set", setting]);
         }
-        BrokerProcess::spawn(&mut command)
+        command
     }
 }
 

@@ -353,6 +353,26 @@ async fn a_commit_for_a_queue_that_went_to_another_member_is_refused() {
 }
 
 #[tokio::test]
+async fn a_commit_tells_that_a_queue_was_lost_before_it() {
+    let scene = Scene::start(&[]).await;
+    scene.create("t", 2).await;
+    scene.send("t", 0, 0..10).await;
+    scene.send("t", 1, 0..10).await;
+    let mut a = scene.join("g", &["t"]).await;
+    receive(&mut a, 20).await;
+    let b = scene.join("g", &["t"]).await;
+    let moved = || async { (b.assignment().len() == 1).then_some(()) };
+    until_async("a queue moves although its messages are being worked on", PATIENCE, moved).await;
+    let lost = b.assignment().remove(0);
+    let error = a.commit().await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::NotOwner), "{error}");
+    assert!(error.to_string().contains(&lost.to_string()), "{error}");
+    assert_eq!(scene.committed(lost.queue).await, None);
+    assert_eq!(scene.committed(1 - lost.queue).await, Some(10), "what it still has is committed");
+    a.commit().await.unwrap();
+}
+
+#[tokio::test]
 async fn queues_and_topics_that_come_later_are_consumed() {
     let scene = Scene::start(&[]).await;
     scene.create("t", 1).await;

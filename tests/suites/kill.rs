@@ -1,6 +1,6 @@
-//! What was acknowledged at `flush` survives kill -9, again and again, and so do committed offsets.
+//! What was acknowledged survives kill -9, again and again, and so do committed offsets.
 //!
-//! `LONGWIRE_KILLS` says how many kills (20 if not set).
+//! `LONGWIRE_KILLS` says how many kills at `flush` (20 if not set), and half as many at `write`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,6 +13,7 @@ use longwire_client::{
 use longwire_tests::broker_process::{Addresses, BrokerCommand};
 use longwire_tests::history::{MessageId, read_topic};
 use longwire_tests::load::Load;
+use longwire_tests::segment_reader::SegmentReader;
 use longwire_tests::wait::within;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -34,40 +35,61 @@ fn kills() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acked_at_flush_and_what_was_committed_survives_every_kill() {
+    survives(kills(), Durability::Flush, TopicDurability::Flush).await;
+}
+
+/// The process dies, not the machine: the page cache has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acked_as_written_survives_the_death_of_the_process() {
+    survives(kills() / 2, Durability::Write, TopicDurability::Write).await;
+}
+
+async fn survives(kills: usize, acked_at: Durability, durability: TopicDurability) {
     let folder = tempfile::tempdir().unwrap();
     let command = BrokerCommand::new(folder.path())
         .on(Addresses::fixed())
-        .set("storage.segment_bytes=16MiB")
-        .set("storage.checkpoint_interval=200ms");
+        .set("storage.segment_bytes=4MiB")
+        .set("storage.checkpoint_interval=200ms")
+        .set("storage.checkpoint_bytes=1MiB");
     let mut broker = command.start();
     let client = Client::connect(broker.control()).await.unwrap();
-    let topic = NewTopic::new(TOPIC).queues(QUEUES).durability(TopicDurability::Flush);
+    let topic = NewTopic::new(TOPIC).queues(QUEUES).durability(durability);
     client.admin().create_topic(topic).await.unwrap();
 
     let audit = Audit::start(&client).await;
-    let load = Load::start(&client, TOPIC, 4, Durability::Flush, Duration::ZERO).await;
+    let load = Load::start(&client, TOPIC, 4, acked_at, Duration::ZERO).await;
     let mut committed = Offsets::new();
     let mut slowest = Duration::ZERO;
-    for kill in 0..kills() {
+    for kill in 0..kills {
         let billing = Billing::start(&client, committed.clone()).await;
-        let target = load.acked() + 300 + (longwire_tests::random() % 2_000) as usize;
+        let target = load.acked() + 300 + (longwire_tests::random() % 3_000) as usize;
         within("acknowledgements after a restart", PATIENCE, load.reaches(target)).await;
         within("a commit after a restart", PATIENCE, billing.commits()).await;
         broker.kill();
         let end = billing.stop().await;
+        if kill % 4 == 3 {
+            // Somewhere in its recovery, or right behind it.
+            command.kill_after(Duration::from_millis(longwire_tests::random() % 40));
+        }
         broker = command.start();
         slowest = slowest.max(broker.ready_after);
+        // What is derived from the log is not built anew for every kill.
+        assert!(!broker.log().contains("are missing"), "kill {kill}: {}", broker.log());
         committed = committed_offsets(&client, "billing").await;
         end.assert_survived_as(&committed, kill);
     }
     let history = load.stop().await;
     let verified = history.verify(&read_topic(&client, TOPIC).await);
-    println!("{} kills, slowest restart {slowest:?}, {verified:?}", kills());
+    println!("{kills} kills, slowest restart {slowest:?}, {verified:?}");
     let seen = audit.finish(&client).await;
     println!("a consumer that lived through all of it: {seen:?}");
-    assert!(verified.acked >= kills() * 300);
+    assert!(verified.acked >= kills * 300);
     assert!(slowest < READY_MAX, "a restart took {slowest:?}");
     broker.stop();
+    // A reader that is not Longwire's finds the same log.
+    let log = SegmentReader::open(folder.path()).unwrap();
+    let messages = log.map(Result::unwrap).filter(|message| message.topic == TOPIC);
+    assert_eq!(messages.count(), verified.stored);
 }
 
 async fn committed_offsets(client: &Client, group: &str) -> Offsets {

@@ -17,10 +17,10 @@ const RESTART_MAX: Duration = Duration::from_secs(10);
 async fn thousands_of_queues_are_produced_to_and_consumed_within_bounds() {
     let queues = std::env::var("LONGWIRE_QUEUES").ok().and_then(|queues| queues.parse().ok());
     let queues: u32 = queues.unwrap_or(2_000);
-    let run = Run { queues, messages: u64::from(queues) * 20, body_bytes: 256 };
+    let run = Run { queues, messages_per_queue: 15, body_bytes: 256 };
     let folder = tempfile::tempdir().unwrap();
     let outcome = run.go(folder.path()).await;
-    println!("{run:?}: {outcome:?}, {:.0} messages a second", run.messages_per_second(&outcome));
+    println!("{run:?}: {outcome:?}");
     assert!(outcome.descriptors < DESCRIPTORS_MAX, "{} descriptors", outcome.descriptors);
     assert!(outcome.anonymous_mib < ANONYMOUS_MIB_MAX, "{} MiB", outcome.anonymous_mib);
     assert!(outcome.restart < RESTART_MAX, "{:?}", outcome.restart);

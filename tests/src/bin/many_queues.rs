@@ -2,12 +2,14 @@
 //!
 //! `cargo run --release -p longwire-tests --bin many-queues [QUEUES [MESSAGES [BODY_BYTES]]]`
 //! (10,000 queues, 1,000,000 messages of 1,024 bytes if not given). The two are run in turn, three
-//! times, and the best of each counts.
+//! times, and of each the run with the best second pass counts. The first pass includes the making of
+//! every queue's files.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use longwire_tests::many_queues::{Outcome, Run};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const FEW_QUEUES: u32 = 8;
 const ROUNDS: usize = 3;
@@ -21,15 +23,18 @@ async fn main() -> ExitCode {
         return ExitCode::from(64);
     };
     let argument = |at: usize, default| arguments.get(at).copied().unwrap_or(default);
-    let many = Run {
-        queues: argument(0, 10_000).clamp(1, 1_000_000) as u32,
-        messages: argument(1, 1_000_000),
+    let messages = argument(1, 1_000_000);
+    let run = |queues: u64| Run {
+        queues: queues as u32,
+        messages_per_queue: messages.div_ceil(queues),
         body_bytes: argument(2, 1_024).clamp(8, 4 << 20) as usize,
     };
-    let few = Run { queues: FEW_QUEUES, ..many };
-    let mut best = [(few, None), (many, None)];
+    let runs = [run(FEW_QUEUES.into()), run(argument(0, 10_000).clamp(1, 1_000_000))];
+    let mut best: [Option<Outcome>; 2] = [None, None];
+    // Kept to the end: ext4 is slow to make files where it has just deleted many.
+    let mut folders = Vec::new();
     for _ in 0..ROUNDS {
-        for (run, best) in &mut best {
+        for (run, best) in runs.iter().zip(&mut best) {
             let folder = match tempfile::tempdir() {
                 Ok(folder) => folder,
                 Err(error) => {
@@ -38,28 +43,53 @@ async fn main() -> ExitCode {
                 }
             };
             let outcome = run.go(folder.path()).await;
-            let better = |best: &Outcome| outcome.consumed < best.consumed;
-            if best.as_ref().is_none_or(better) {
+            folders.push(folder);
+            if best.as_ref().is_none_or(|best| second(&outcome) < second(best)) {
                 *best = Some(outcome);
             }
         }
     }
-    let [few, many] = best.map(|(run, outcome)| (run, outcome.unwrap_or_default()));
-    let ratio = many.0.messages_per_second(&many.1) / few.0.messages_per_second(&few.1);
-    println!("{:#}", json!({ "few": figures(few), "many": figures(many), "ratio": ratio }));
+    let [few, many] = best.map(Option::unwrap_or_default);
+    let ratio = |pass: usize| {
+        let speed = |run: &Run, outcome: &Outcome| {
+            outcome.passes.get(pass).map(|pass| run.messages_per_second(pass))
+        };
+        speed(&runs[1], &many).zip(speed(&runs[0], &few)).map(|(many, few)| many / few)
+    };
+    let figures = json!({
+        "few": figures(&runs[0], &few),
+        "many": figures(&runs[1], &many),
+        "ratio_first_pass": ratio(0),
+        "ratio": ratio(1),
+    });
+    println!("{figures:#}");
     ExitCode::SUCCESS
 }
 
-fn figures((run, outcome): (Run, Outcome)) -> serde_json::Value {
-    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+fn second(outcome: &Outcome) -> Duration {
+    outcome.passes.get(1).map_or(Duration::MAX, |pass| pass.consumed)
+}
+
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e4).round() / 10.0
+}
+
+fn figures(run: &Run, outcome: &Outcome) -> Value {
+    let passes = outcome.passes.iter().map(|pass| {
+        json!({
+            "messages_per_s": run.messages_per_second(pass).round(),
+            "produced_ms": ms(pass.produced),
+            "consumed_ms": ms(pass.consumed),
+            "committed_ms": ms(pass.committed),
+            "broker_cpu_ms": ms(pass.broker_cpu),
+            "client_cpu_ms": ms(pass.client_cpu),
+        })
+    });
     json!({
         "queues": run.queues,
-        "messages": run.messages,
+        "messages": run.messages(),
         "body_bytes": run.body_bytes,
-        "messages_per_s": run.messages_per_second(&outcome),
-        "produced_ms": ms(outcome.produced),
-        "consumed_ms": ms(outcome.consumed),
-        "committed_ms": ms(outcome.committed),
+        "passes": passes.collect::<Vec<_>>(),
         "resident_mib": outcome.anonymous_mib,
         "descriptors": outcome.descriptors,
         "stop_ms": ms(outcome.stop),

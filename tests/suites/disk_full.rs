@@ -1,0 +1,206 @@
+//! A full disk refuses what is produced, goes on serving what is there, and needs no help afterwards.
+//!
+//! Needs the right to mount a small file system; without it the suite says so and does nothing.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use longwire_client::{Client, ErrorCode, Message, NewTopic, QueueOffset, TagFilter, TopicQueue};
+use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
+use longwire_tests::frame_client::{FrameClient, record};
+use longwire_tests::noise;
+use longwire_tests::wait::{until, within};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const BODY_BYTES: usize = 64 << 10;
+
+/// A file system of a few MiB in memory, unmounted when dropped.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// `None`, with the reason printed, where mounting is not allowed.
+    fn mount(mib: u32) -> Option<SmallDisk> {
+        let folder = tempfile::tempdir().unwrap();
+        let size = format!("size={mib}m");
+        let mut command = Command::new("mount");
+        let mounted =
+            command.args(["-t", "tmpfs", "-o", &size, "longwire"]).arg(folder.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk(folder)),
+            Ok(output) => {
+                let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                println!("skipped: a small file system cannot be mounted here: {why}");
+                None
+            }
+            Err(error) => {
+                println!("skipped: a small file system cannot be mounted here: {error}");
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
+    let Some(disk) = SmallDisk::mount(48) else { return };
+    let ballast = disk.path().join("ballast");
+    fs::write(&ballast, vec![0; 16 << 20]).unwrap();
+    let command = BrokerCommand::new(disk.path().join("data"))
+        .set("storage.segment_bytes=8MiB")
+        .set("broker.default_queues=1");
+    let broker = command.start();
+    let mut client = FrameClient::connect(broker.addresses().data);
+
+    // Until there is no room for another segment.
+    let body = noise(9, BODY_BYTES);
+    let mut stored = 0;
+    let refused = loop {
+        let result = client.produce("t", 0, &record("t", 0, &body));
+        if result.code != 0 {
+            break result;
+        }
+        assert_eq!(result.extents[0].offset, stored);
+        stored += 1;
+        assert!(stored < 10_000, "the disk is never full");
+    };
+    println!("refused after {stored} records: {}", refused.message);
+    assert_eq!(refused.code, ErrorCode::StorageFull.number());
+    assert!(ErrorCode::StorageFull.is_retriable());
+    assert!(stored >= 100);
+
+    // Reads go on, from the beginning to the end.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let reads = async {
+        let client = Client::connect(broker.control()).await.unwrap();
+        let consumer = client.consumer().broadcast().subscribe("t", TagFilter::all());
+        let mut consumer = consumer.build().await.unwrap();
+        for offset in 0..stored {
+            let message = within("a message", PATIENCE, consumer.recv()).await.unwrap();
+            assert_eq!(message.offset(), offset);
+            assert!(message.body() == body);
+        }
+        // A client that waits is told why, and that it may try again.
+        let producer = client.producer().delivery_timeout(Duration::from_secs(1));
+        let producer = producer.build().await.unwrap();
+        let error = producer.send(Message::new("t", body.clone())).await.unwrap_err();
+        println!("a producer that gave up says: {error}");
+        assert!(error.is_retriable() && !error.outcome_unknown(), "{error:?}");
+        let error = client.admin().create_topic(NewTopic::new("another").queues(1)).await;
+        println!("creating a topic meanwhile: {:?}", error.map(|topic| topic.name));
+    };
+    runtime.block_on(reads);
+
+    fs::remove_file(&ballast).unwrap();
+    let stores = || {
+        let result = client.produce("t", 0, &record("t", 0, &body));
+        assert!(result.code == 0 || result.code == ErrorCode::StorageFull.number(), "{result:?}");
+        (result.code == 0).then(|| result.extents[0].offset)
+    };
+    let (took, offset) = until("space is used again", PATIENCE, stores);
+    println!("writes resume {took:?} after there is space");
+    assert_eq!(offset, stored, "what was refused left nothing behind");
+    broker.stop();
+    let broker = command.start();
+    assert!(!broker.log().contains("unclean"), "{}", broker.log());
+    let mut client = FrameClient::connect(broker.addresses().data);
+    let next = client.produce("t", 0, &record("t", 0, &body)).extents[0].offset;
+    assert_eq!(next, stored + 1);
+}
+
+/// Takes every byte there is.
+fn fill(path: &Path) {
+    let mut file = fs::File::create(path).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+}
+
+#[test]
+fn a_disk_without_a_byte_left_ends_no_broker_and_loses_nothing_by_sigterm() {
+    nothing_is_lost_for_want_of_space(BrokerProcess::stop);
+}
+
+#[test]
+fn a_disk_without_a_byte_left_ends_no_broker_and_loses_nothing_by_kill() {
+    nothing_is_lost_for_want_of_space(|broker| {
+        broker.kill();
+        Duration::ZERO
+    });
+}
+
+/// `end` ends the broker once there is space again.
+fn nothing_is_lost_for_want_of_space(end: impl FnOnce(BrokerProcess) -> Duration) {
+    let Some(disk) = SmallDisk::mount(40) else { return };
+    let ballast = disk.path().join("ballast");
+    let command = BrokerCommand::new(disk.path().join("data"))
+        .set("storage.segment_bytes=8MiB")
+        .set("storage.checkpoint_interval=100ms")
+        .set("broker.default_queues=64");
+    let broker = command.start();
+    let mut client = FrameClient::connect(broker.addresses().data);
+    assert_eq!(client.produce("t", 0, &record("t", 0, b"first")).code, 0);
+    fill(&ballast);
+
+    // There is room in the log, and none for what is built from it.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut commits = 0;
+    let checkpoint_fails = || {
+        for queue in 0..64 {
+            assert_eq!(client.produce("t", queue, &record("t", queue, b"more")).code, 0);
+        }
+        commits += 1;
+        runtime.block_on(commit(&broker, commits));
+        let log = broker.log();
+        let failures = log.lines().filter(|line| line.contains("no space for a checkpoint"));
+        (failures.count() >= 3).then_some(())
+    };
+    until("checkpoints find no space", PATIENCE, checkpoint_fails);
+    for queue in 0..64 {
+        assert_eq!(client.produce("t", queue, &record("t", queue, b"and more")).code, 0);
+    }
+    runtime.block_on(assert_committed(&broker, commits));
+
+    fs::remove_file(&ballast).unwrap();
+    println!("{commits} commits without space; stopped after {:?}", end(broker));
+    let broker = command.start();
+    runtime.block_on(assert_committed(&broker, commits));
+    let mut client = FrameClient::connect(broker.addresses().data);
+    let next = client.produce("t", 1, &record("t", 1, b"last")).extents[0].offset;
+    assert_eq!(next, commits + 1);
+}
+
+/// Names that take much room.
+fn groups() -> impl Iterator<Item = String> {
+    (0..30).map(|number| format!("{number:0>110}"))
+}
+
+/// Commits for groups without members.
+async fn commit(broker: &BrokerProcess, offset: u64) {
+    let client = Client::connect(broker.control()).await.unwrap();
+    for group in groups() {
+        let consumer = client.consumer().assign([TopicQueue::new("t", 0)]).group(group);
+        let consumer = consumer.auto_commit(None).build().await.unwrap();
+        consumer.commit_offsets(&[QueueOffset::new("t", 0, offset)]).await.unwrap();
+    }
+}
+
+async fn assert_committed(broker: &BrokerProcess, offset: u64) {
+    let client = Client::connect(broker.control()).await.unwrap();
+    for group in groups() {
+        let committed = client.admin().committed(&group).await.unwrap();
+        assert_eq!(committed, [QueueOffset::new("t", 0, offset)]);
+    }
+}
