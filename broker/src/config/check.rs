@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         assert_eq!(Config::default().check(), Ok(()));
-        assert_eq!(Config::ephemeral("/tmp/x").check(), Ok(()));
+        assert_eq!(Config::ephemeral("folder").check(), Ok(()));
     }
 
     #[test]
