@@ -98,7 +98,7 @@ impl Housekeeper {
     pub(crate) fn write_checkpoint(&self, clean: bool) -> io::Result<()> {
         let mut file = self.checkpoint.lock();
         let dispatched = self.marks.dispatched.get();
-        self.flush(dispatched)?;
+        self.marks.flush(dispatched).map_err(io::Error::other)?;
         let queues = std::mem::take(&mut *self.dispatcher.unsynced.lock());
         // Of all, before the first is written: should one fail, those behind it are marked again too.
         queues.iter().for_each(|queue| queue.clear_unsynced());
@@ -120,15 +120,10 @@ impl Housekeeper {
         let ends = self.sync_queues(dispatched, queues)?;
         let (views, changes) = self.views.write().take_changes();
         // A view on disk must never know of a record that a power cut takes back.
-        let written = self.flush(views.folded).and_then(|()| {
+        let written = self.marks.flush(views.folded).map_err(io::Error::other).and_then(|()| {
             self.database.checkpoint(&views, &changes, dispatched, &ends).map_err(io_error)
         });
         written.inspect_err(|_| self.views.write().changes.merge(changes))
-    }
-
-    fn flush(&self, position: u64) -> io::Result<()> {
-        self.marks.flush_wanted.advance(position);
-        self.marks.durable.wait(position).map_err(io::Error::other)
     }
 
     /// Brings consume queues to disk; returns where each of them is, there, with the records below

@@ -74,7 +74,6 @@ pub use error::{
 pub use queue::{Arrivals, Durability, Queue, Topic, TopicConfig, TopicUpdate};
 pub use read_plan::{Range, ReadPlan, TagFilter};
 pub use run::RecordRun;
-pub use segment::Segment;
 pub use store::{Store, StoreStats};
 pub use views::CommittedOffset;
 pub use watermark::{Reached, Watermark, WatermarkClosed};

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::error::AppendError;
-use crate::watermark::Watermark;
+use crate::watermark::{Watermark, WatermarkClosed};
 
 /// The watermarks of a store. Each is a position: everything below it has reached that stage.
 #[derive(Debug)]
@@ -31,6 +31,12 @@ impl Marks {
             failed: Watermark::new(0),
             failure: OnceLock::new(),
         }
+    }
+
+    /// Asks for a flush up to a position and blocks until it is durable.
+    pub(crate) fn flush(&self, position: u64) -> Result<(), WatermarkClosed> {
+        self.flush_wanted.advance(position);
+        self.durable.wait(position)
     }
 
     /// Marks the store as failed, for good: nothing is acknowledged any more and nothing retried.

@@ -16,7 +16,7 @@ use crate::disk::{Disk, DiskFile, MappedTail, Mapping};
 /// Whoever holds the `Arc` can read from it, also after retention has unlinked the file; the mapping
 /// and the descriptor go when the last holder does.
 #[derive(Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     base: u64,
     bytes: u64,
     path: PathBuf,
@@ -67,22 +67,22 @@ impl Segment {
     }
 
     /// The position of its first byte.
-    pub fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.base
     }
 
     /// The position after its last byte: the base of the next segment.
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.base + self.bytes
     }
 
     /// The position after its last complete byte.
-    pub fn filled_end(&self) -> u64 {
+    pub(crate) fn filled_end(&self) -> u64 {
         self.base + self.mapping.filled() as u64
     }
 
     /// The descriptor, to send from. Position `p` is byte `p - base` of the file.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 

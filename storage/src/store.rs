@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -106,8 +105,7 @@ impl Store {
         }
         self.appender.close();
         let end = self.marks.written.get();
-        self.marks.flush_wanted.advance(end);
-        let flushed = self.marks.durable.wait(end).and_then(|()| self.marks.dispatched.wait(end));
+        let flushed = self.marks.flush(end).and_then(|()| self.marks.dispatched.wait(end));
         self.supply.stop();
         self.dispatcher.stop();
         self.marks.close(&"the store is closed".into());
@@ -127,11 +125,6 @@ impl Store {
         };
         self.lock.lock().take();
         checkpoint
-    }
-
-    /// The folder of the log's segments.
-    pub fn log_dir(&self) -> &Path {
-        self.log.dir()
     }
 
     /// A topic by name; also Longwire's own.
@@ -322,8 +315,7 @@ impl Store {
 
     /// As [`flushed`](Self::flushed), for a thread. Blocks.
     pub fn flushed_blocking(&self, position: u64) -> Result<(), crate::watermark::WatermarkClosed> {
-        self.marks.flush_wanted.advance(position);
-        self.marks.durable.wait(position)
+        self.marks.flush(position)
     }
 
     /// Resolves a read of one queue into ranges: at least one record if there is a visible one, and

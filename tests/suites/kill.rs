@@ -200,7 +200,7 @@ struct Seen {
 
 /// What the consumer was given in all.
 #[derive(Debug)]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shown by its `Debug` form")]
 struct Summary {
     messages: usize,
     repeated: usize,
