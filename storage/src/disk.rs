@@ -26,6 +26,9 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Opens a file that must exist for reading and writing.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
 
+    /// Opens a file that must exist for reading alone; writing to it fails.
+    fn open_readonly(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
     /// The names in a directory, sorted. An absent directory has none.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
@@ -35,6 +38,9 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Gives a file or directory another name on the same file system.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Removes a directory with all that is in it.
     fn remove_dir(&self, dir: &Path) -> io::Result<()>;
 
@@ -43,6 +49,9 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 
     /// Makes everything on the file system of `dir` durable, in one call.
     fn sync_file_system(&self, dir: &Path) -> io::Result<()>;
+
+    /// Bytes that can still be taken up on the file system of `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 
     /// Takes the exclusive lock on a file until the guard is dropped; `WouldBlock` if another
     /// process has it.

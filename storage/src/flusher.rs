@@ -12,6 +12,7 @@ use crate::checkpoint::FlushMark;
 use crate::commit_log::CommitLog;
 use crate::config::AppendPath;
 use crate::marks::Marks;
+use crate::plant::{Plant, planted};
 use crate::watermark::WatermarkClosed;
 
 #[derive(Debug)]
@@ -29,7 +30,14 @@ impl Flusher {
     pub(crate) fn run(&self, after: impl Fn()) {
         while self.wait_for_work().is_ok() {
             let (durable, written) = (self.marks.durable.get(), self.marks.written.get());
-            let flushed = self.sync(durable, written).and_then(|()| self.mark.write(written));
+            let mut synced = match planted(Plant::AckBeforeSync) {
+                true => Ok(()),
+                false => self.sync(durable, written),
+            };
+            if synced.is_err() && planted(Plant::SyncRetried) {
+                synced = self.sync(durable, written);
+            }
+            let flushed = synced.and_then(|()| self.mark.write(written));
             if let Err(error) = flushed {
                 self.marks.poison(format!("flushing the log failed: {error}"));
                 return;

@@ -13,6 +13,7 @@ use crate::commit_log::CommitLog;
 use crate::disk::Disk;
 use crate::dispatcher::Dispatcher;
 use crate::marks::Marks;
+use crate::plant::{Plant, planted};
 use crate::queue::Queue;
 use crate::retention::Retention;
 use crate::segment_supply::is_full;
@@ -119,6 +120,10 @@ impl Housekeeper {
     fn write_views(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<()> {
         let ends = self.sync_queues(dispatched, queues)?;
         let (views, changes) = self.views.write().take_changes();
+        let dispatched = match planted(Plant::ViewAhead) {
+            true => self.marks.written.get().max(dispatched + 1),
+            false => dispatched,
+        };
         // A view on disk must never know of a record that a power cut takes back.
         let written = self.marks.flush(views.folded).map_err(io::Error::other).and_then(|()| {
             self.database.checkpoint(&views, &changes, dispatched, &ends).map_err(io_error)

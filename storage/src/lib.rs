@@ -52,6 +52,7 @@ mod flusher;
 mod housekeeper;
 mod marks;
 mod open;
+mod plant;
 mod queue;
 mod queue_files;
 mod read_plan;
@@ -71,6 +72,8 @@ pub use consume_queue::IndexRead;
 pub use error::{
     AppendError, CloseError, FileError, GroupError, OpenError, ReadError, RunError, TopicError,
 };
+#[cfg(feature = "testing")]
+pub use plant::{Plant, plant};
 pub use queue::{Arrivals, Durability, Queue, Topic, TopicConfig, TopicUpdate};
 pub use read_plan::{Range, ReadPlan, TagFilter};
 pub use run::RecordRun;

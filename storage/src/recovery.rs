@@ -11,6 +11,7 @@ use crate::config::StoreConfig;
 use crate::disk::{Disk, DiskFile};
 use crate::dispatcher::is_blank;
 use crate::error::{FileError, OpenError};
+use crate::plant::{Plant, planted};
 use crate::segment::Segment;
 
 /// Bytes read at once while scanning; any record fits.
@@ -278,7 +279,8 @@ fn check_record(bytes: &[u8], position: u64) -> Result<RecordView<'_>, String> {
 
 /// Looks at what follows a bad record, in its segment and in the first bytes of the later ones.
 fn first_bad(segments: &[Found], position: u64, durable: u64) -> io::Result<FirstBad> {
-    let mut bad = FirstBad { zeros: true, later_record: false, below_durable: position < durable };
+    let below_durable = position < durable && !planted(Plant::TruncateAtAnyDamage);
+    let mut bad = FirstBad { zeros: true, later_record: false, below_durable };
     let Some((segment, later)) = segments.split_first() else {
         return Ok(bad);
     };

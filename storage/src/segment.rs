@@ -10,6 +10,7 @@ use longwire_proto::record::{BLANK_BYTES, write_blank};
 
 use crate::config::AppendPath;
 use crate::disk::{Disk, DiskFile, MappedTail, Mapping};
+use crate::plant::{Plant, planted};
 
 /// A preallocated file, mapped, that holds the log's bytes from `base` on.
 ///
@@ -48,7 +49,9 @@ impl Segment {
     ) -> io::Result<Segment> {
         let path = dir.join(Self::file_name(base));
         let file = disk.create_reserved(&path, bytes)?;
-        disk.sync_dir(dir)?;
+        if !planted(Plant::NoDirectorySync) {
+            disk.sync_dir(dir)?;
+        }
         Self::map(path, file, base, bytes, 0)
     }
 

@@ -17,6 +17,7 @@ pub mod process_figures;
 pub mod segment_reader;
 pub mod segment_writer;
 pub mod strace;
+pub mod torture;
 pub mod wait;
 
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, syncfs};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs, syncfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev};
 
 use super::{Disk, DiskFile, DiskLock, Mapping};
@@ -51,6 +51,10 @@ impl Disk for RealDisk {
         Self::open_with(path, &mut OpenOptions::new())
     }
 
+    fn open_readonly(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(File::open(path)?)))
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -75,6 +79,10 @@ impl Disk for RealDisk {
         fs::remove_file(path)
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
     fn remove_dir(&self, dir: &Path) -> io::Result<()> {
         fs::remove_dir_all(dir)
     }
@@ -85,6 +93,11 @@ impl Disk for RealDisk {
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         Ok(syncfs(File::open(dir)?)?)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let figures = statvfs(dir)?;
+        Ok(figures.f_bavail * figures.f_frsize)
     }
 
     fn lock(&self, path: &Path) -> io::Result<DiskLock> {

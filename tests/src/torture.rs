@@ -1,0 +1,110 @@
+//! The `torture` binary: one subcommand for each way of breaking a broker or its store.
+//!
+//! Each class is a file below `torture/` with a function from [`Options`] to a [`Report`]; `CLASSES`
+//! lists them. A class counts what it did, says every violation on standard error as it is found, and
+//! leaves nothing behind.
+
+use std::time::{Duration, Instant};
+
+use longwire_storage::Plant;
+use serde_json::{Value, json};
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many cycles, images or faults; `None`: the class's short run.
+    pub count: Option<u64>,
+    /// Gives a run's choices.
+    pub seed: u64,
+    /// The bug to be planted.
+    pub plant: Option<Plant>,
+    /// Persist random subsets of unsynced pages before each power cut.
+    pub torn: bool,
+    /// The file system, where a class makes one: `ext4`, `xfs` or `tmpfs`; `None`: each in turn.
+    pub file_system: Option<String>,
+}
+
+/// How a class went: one line of JSON.
+#[derive(Debug, Clone)]
+pub struct Report {
+    class: &'static str,
+    began: Instant,
+    seed: u64,
+    /// Cycles, images or faults that were tried.
+    pub cycles: u64,
+    /// Messages that were acknowledged.
+    pub acked: u64,
+    /// Acknowledged messages that were not there afterwards.
+    pub lost: u64,
+    /// Messages that were there more often than their outcome allows.
+    pub duplicated: u64,
+    /// Messages out of their order.
+    pub misordered: u64,
+    /// Broken promises of any kind, the above among them.
+    pub violations: u64,
+    /// Why the class, or a part of it, could not be run.
+    pub skipped: Option<String>,
+    /// Figures of this class alone, by name.
+    pub figures: serde_json::Map<String, Value>,
+}
+
+impl Report {
+    /// A report of a run that begins now.
+    pub fn new(class: &'static str, options: &Options) -> Report {
+        Report {
+            class,
+            began: Instant::now(),
+            seed: options.seed,
+            cycles: 0,
+            acked: 0,
+            lost: 0,
+            duplicated: 0,
+            misordered: 0,
+            violations: 0,
+            skipped: None,
+            figures: serde_json::Map::new(),
+        }
+    }
+
+    /// Counts a broken promise, and says which.
+    pub fn violation(&mut self, what: impl std::fmt::Display) {
+        self.violations += 1;
+        eprintln!("{} (seed {}, cycle {}): {what}", self.class, self.seed, self.cycles);
+    }
+
+    /// Adds a figure of this class.
+    pub fn figure(&mut self, name: &str, value: impl Into<Value>) {
+        self.figures.insert(name.to_owned(), value.into());
+    }
+
+    /// How long the run has taken so far.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The line of JSON a run ends with.
+    pub fn line(&self) -> String {
+        let mut line = json!({
+            "class": self.class,
+            "cycles": self.cycles,
+            "acked": self.acked,
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "misordered": self.misordered,
+            "violations": self.violations,
+            "seconds": (self.elapsed().as_secs_f64() * 10.0).round() / 10.0,
+            "seed": self.seed,
+            "skipped": self.skipped,
+        });
+        if let Value::Object(line) = &mut line {
+            line.extend(self.figures.clone());
+        }
+        line.to_string()
+    }
+}
+
+/// A class by its name on the command line.
+pub type Class = (&'static str, fn(&Options) -> Report);
+
+/// Every class.
+pub const CLASSES: &[Class] = &[];
