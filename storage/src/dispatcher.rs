@@ -168,7 +168,11 @@ impl Dispatcher {
     /// served.
     pub(crate) fn fold_views(&self, to: u64) -> io::Result<()> {
         let mut views = self.views.write();
-        let mut from = views.folded.max(self.log.first_position());
+        let first = self.log.first_position();
+        let mut from = views.folded.max(first);
+        if from == first && first > 0 {
+            views.begin_anew();
+        }
         while from < to {
             from = self.walk(from, to, |record| {
                 if let Some(system) = SystemRecord::read(record) {
@@ -177,6 +181,7 @@ impl Dispatcher {
                 Ok(true)
             })?;
         }
+        views.end_anew();
         views.folded = views.folded.max(to);
         Ok(())
     }
