@@ -41,6 +41,8 @@
 //! ```
 
 mod appender;
+mod arrivals;
+mod call;
 mod checkpoint;
 mod commit_log;
 mod config;
@@ -65,12 +67,15 @@ mod scan;
 mod segment;
 mod segment_supply;
 mod store;
+mod sync;
 mod topics;
+mod unflushed;
 mod verify;
 mod views;
 mod watermark;
 
 pub use appender::{Appended, Extent, QueueRun};
+pub use arrivals::{Arrival, Arrivals, Wanted};
 pub use config::{AppendPath, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
 pub use consume_queue::IndexRead;
 pub use error::{
@@ -79,7 +84,7 @@ pub use error::{
 };
 #[cfg(feature = "testing")]
 pub use plant::{Plant, plant};
-pub use queue::{Arrivals, Durability, Queue, Topic, TopicConfig, TopicUpdate};
+pub use queue::{Durability, Queue, Topic, TopicConfig, TopicUpdate};
 pub use read_plan::{Range, ReadPlan, TagFilter};
 pub use run::RecordRun;
 pub use salvage::{salvage, salvage_on};
