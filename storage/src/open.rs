@@ -72,7 +72,7 @@ impl Store {
         let began = Instant::now();
         let paths = Paths::new(&config.dir);
         for dir in [&paths.dir, &paths.log, &paths.queues] {
-            disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+            create_durably(&*disk, dir)?;
         }
         let lock = take_lock(&*disk, &paths)?;
         let (mut checkpoint_file, known) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
@@ -135,6 +135,17 @@ impl Store {
         tracing::info!(end, topics, millis, "opened the store");
         Ok(store)
     }
+}
+
+/// Makes a folder whose name survives a power cut.
+fn create_durably(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+    let made = disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+    for dir in &made {
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        disk.sync_dir(parent).map_err(FileError::on("sync", parent))?;
+    }
+    Ok(())
 }
 
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {
