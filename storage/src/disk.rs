@@ -11,7 +11,12 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use mapping::{MappedTail, Mapping};
+pub(crate) use mapping::MappedTail;
+#[cfg(not(feature = "testing"))]
+pub(crate) use mapping::Mapping;
+/// So that a disk of a test's own can pass it on.
+#[cfg(feature = "testing")]
+pub use mapping::Mapping;
 pub use real::RealDisk;
 
 /// Calls on directories and whole files.

@@ -1,0 +1,333 @@
+//! A store against lists: append, read, roll, retention, kills, clean restarts, failing calls.
+//!
+//! The first byte is how segments are written; every further step is a byte for what to do and one or
+//! two for how. A kill leaves what the page cache has, so everything appended is there afterwards; once
+//! a call has failed, at least everything acknowledged is, and behind it nothing but more of the same.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longwire_proto::record::{RecordDraft, RecordView};
+use longwire_storage::{
+    AppendError, AppendPath, CommittedOffset, Durability, IndexRead, Queue, ReadError, RecordRun,
+    SEGMENT_BYTES_MIN, Store, StoreConfig, TagFilter, TopicConfig,
+};
+use tempfile::TempDir;
+
+use super::failing_disk::FailingDisk;
+use super::input::{Input, folder};
+
+const STEPS_MAX: usize = 40;
+const TOPICS: [(&str, Durability); 2] =
+    [("flushed", Durability::Flush), ("written", Durability::Write)];
+const QUEUES: usize = 2;
+const GROUP: &str = "group";
+
+pub(super) fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let append_path = [AppendPath::Pwrite, AppendPath::Mapped][usize::from(input.byte() & 1)];
+    let mut model = Model::new(append_path);
+    for _ in 0..STEPS_MAX {
+        if input.is_empty() {
+            break;
+        }
+        model.step(&mut input);
+    }
+    model.kill();
+    model.compare();
+}
+
+/// What must be in one queue.
+#[derive(Debug, Default)]
+struct Lane {
+    /// Numbers that the messages' bodies carry; the offset is the index.
+    numbers: Vec<u64>,
+    /// How many of them were acknowledged as durable.
+    acked: usize,
+    /// Retention has removed those before it.
+    first: usize,
+}
+
+struct Model {
+    append_path: AppendPath,
+    disk: FailingDisk,
+    folder: TempDir,
+    store: Arc<Store>,
+    lanes: [[Lane; QUEUES]; TOPICS.len()],
+    /// What the group may have committed: the last that was acknowledged, and those after it.
+    committed: Vec<Option<u64>>,
+    next_number: u64,
+    /// A call may have failed since the store was opened.
+    failing: bool,
+}
+
+impl Model {
+    fn new(append_path: AppendPath) -> Model {
+        let (disk, folder) = (FailingDisk::default(), folder());
+        let config = config(folder.path(), append_path);
+        let store = Store::open_on(Arc::new(disk.clone()), config).expect("a folder can be opened");
+        for (name, durability) in TOPICS {
+            let topic = TopicConfig { durability, ..TopicConfig::new(name, QUEUES as u32) };
+            store.create_topic(topic).expect("a topic can be made");
+        }
+        let (lanes, committed) = (Default::default(), vec![None]);
+        let failing = false;
+        Model { append_path, disk, folder, store, lanes, committed, next_number: 0, failing }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 10 {
+            0..=2 => self.append(input),
+            3 => self.flush(),
+            4 => self.compare(),
+            5 => self.restart(),
+            6 => self.kill(),
+            7 => self.commit(input),
+            8 => self.fail(input),
+            _ => self.retain(),
+        }
+    }
+
+    fn queue(&self, topic: usize, queue: usize) -> Arc<Queue> {
+        let topic = self.store.topic(TOPICS[topic].0).expect("topics stay");
+        topic.queue(queue as u32).expect("queues stay")
+    }
+
+    fn append(&mut self, input: &mut Input<'_>) {
+        let (choice, size) = (input.byte(), usize::from(input.byte()) * 16);
+        let (topic, id) = (usize::from(choice) % TOPICS.len(), usize::from(choice >> 1) % QUEUES);
+        let queue = self.queue(topic, id);
+        let mut bytes = Vec::new();
+        let numbers = self.next_number..self.next_number + 1 + u64::from(choice >> 4);
+        for number in numbers.clone() {
+            let body = [&number.to_be_bytes()[..], &vec![choice; size]].concat();
+            let (topic, queue) = (TOPICS[topic].0, id as u32);
+            let draft = RecordDraft { topic, queue, body: &body, ..RecordDraft::default() };
+            draft.encode(&mut bytes).expect("it can be encoded");
+        }
+        self.next_number = numbers.end;
+        let mut run = RecordRun::check(queue.topic(), id as u32, &mut bytes).expect("it is sound");
+        let lane = &mut self.lanes[topic][id];
+        match self.store.append_blocking(&queue, &mut run) {
+            Ok(extents) => {
+                assert_eq!(extents[0].offset, lane.numbers.len() as u64, "offsets are dense");
+                lane.numbers.extend(numbers);
+            }
+            Err(error) => {
+                assert!(self.failing, "{error}");
+                if matches!(error, AppendError::Poisoned(_)) {
+                    // Nobody knows what of it is in the log.
+                    lane.numbers.extend(numbers);
+                    self.kill();
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let written = self.store.written().get();
+        match self.store.flushed_blocking(written) {
+            Ok(()) => {
+                self.lanes.iter_mut().flatten().for_each(|lane| lane.acked = lane.numbers.len())
+            }
+            Err(error) => assert!(self.failing, "{error}"),
+        }
+        if self.store.failure().is_some() {
+            assert!(self.failing);
+            self.kill();
+        }
+    }
+
+    fn commit(&mut self, input: &mut Input<'_>) {
+        let offset = input.byte().into();
+        let committed = CommittedOffset { topic: TOPICS[0].0.into(), queue: 0, offset };
+        let end = loop {
+            match self.store.commit_offsets(GROUP, std::slice::from_ref(&committed)) {
+                Err(AppendError::NotReady) if self.store.wait_for_segment().is_ok() => {}
+                end => break end,
+            }
+        };
+        let end = match end {
+            Ok(end) => end,
+            Err(error) => return assert!(self.failing, "{error}"),
+        };
+        self.committed.push(Some(offset));
+        let flushed = self.store.flushed_blocking(end);
+        if flushed.is_ok() && self.store.dispatched().wait(end).is_ok() {
+            self.committed = vec![Some(offset)];
+            assert_eq!(self.store.committed_offset(GROUP, TOPICS[0].0, 0), Some(offset));
+        } else {
+            assert!(self.failing);
+        }
+    }
+
+    /// Lets a call fail some calls from now, with one of two errors, once or from then on.
+    fn fail(&mut self, input: &mut Input<'_>) {
+        let choice = input.byte();
+        self.failing = true;
+        self.disk.0.start(1 + u32::from(choice >> 2), choice & 1 > 0, choice & 2 > 0);
+    }
+
+    /// Stops and opens again.
+    fn restart(&mut self) {
+        let closed = self.store.close();
+        if self.failing {
+            // Closed or not: what was acknowledged must be there.
+            return self.reopen(config(self.folder.path(), self.append_path));
+        }
+        closed.expect("nothing has failed");
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.acked = lane.numbers.len());
+        self.reopen(config(self.folder.path(), self.append_path));
+    }
+
+    /// Goes on in a copy of the files as they are.
+    fn kill(&mut self) {
+        if self.store.failure().is_none() {
+            let written = self.store.written().get();
+            let _ = self.store.dispatched().wait(written);
+        }
+        let copy = folder();
+        copy_files(self.folder.path(), copy.path());
+        self.disk.0.stop();
+        let _ = self.store.close();
+        self.folder = copy;
+        self.reopen(config(self.folder.path(), self.append_path));
+    }
+
+    /// Opens the store, where a call may fail and then does not again, and compares.
+    fn reopen(&mut self, config: StoreConfig) {
+        let disk = Arc::new(self.disk.clone());
+        self.store = match Store::open_on(disk.clone(), config.clone()) {
+            Ok(store) => store,
+            Err(error) => {
+                assert!(self.failing, "{error}");
+                self.disk.0.stop();
+                Store::open_on(disk, config).expect("what could not be opened for an error can be")
+            }
+        };
+        self.disk.0.stop();
+        for (topic, id) in lanes() {
+            let found = self.read(topic, id);
+            let lane = &mut self.lanes[topic][id];
+            let end = lane.first + found.len();
+            assert!(end >= lane.acked, "{} of {} acknowledged are there", end, lane.acked);
+            assert!(self.failing || end == lane.numbers.len(), "{end} of {}", lane.numbers.len());
+            assert!(lane.numbers[lane.first..].starts_with(&found));
+            lane.numbers.truncate(end);
+        }
+        let found = self.store.committed_offset(GROUP, TOPICS[0].0, 0);
+        assert!(self.committed.contains(&found), "{found:?} of {:?}", self.committed);
+        self.committed = vec![found];
+        self.failing = self.store.failure().is_some();
+        assert!(!self.failing, "{:?}", self.store.failure());
+    }
+
+    /// Opens with a limit, lets retention do its work, and opens without.
+    fn retain(&mut self) {
+        self.kill();
+        self.store.close().expect("nothing has failed");
+        let retaining = StoreConfig {
+            retention_bytes: Some(2 * SEGMENT_BYTES_MIN),
+            retention_check_interval: Duration::from_millis(1),
+            ..config(self.folder.path(), self.append_path)
+        };
+        let disk = Arc::new(self.disk.clone());
+        let store = Store::open_on(disk, retaining).expect("nothing has failed");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while store.stats().segments > 4 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(store.stats().segments <= 4, "retention does its work: {:?}", store.stats());
+        store.close().expect("nothing has failed");
+        self.store = store;
+        for (topic, id) in lanes() {
+            let first = self.queue(topic, id).min_offset() as usize;
+            let lane = &mut self.lanes[topic][id];
+            assert!(first >= lane.first && first <= lane.numbers.len());
+            lane.first = first;
+        }
+        self.reopen(config(self.folder.path(), self.append_path));
+    }
+
+    /// Everything visible is what the lists say.
+    fn compare(&self) {
+        if self.store.failure().is_some() {
+            return;
+        }
+        let written = self.store.written().get();
+        if self.store.dispatched().wait(written).is_err() {
+            return assert!(self.failing);
+        }
+        for (topic, id) in lanes() {
+            let lane = &self.lanes[topic][id];
+            let found = self.read(topic, id);
+            assert!(lane.numbers[lane.first..].starts_with(&found));
+            let all = TOPICS[topic].1 == Durability::Write;
+            assert!(!all || lane.first + found.len() == lane.numbers.len(), "{lane:?}");
+            assert!(lane.first + found.len() >= lane.acked);
+        }
+    }
+
+    /// The numbers of all visible messages of a queue.
+    fn read(&self, topic: usize, id: usize) -> Vec<u64> {
+        let queue = self.queue(topic, id);
+        let mut numbers = Vec::new();
+        let mut offset = queue.min_offset();
+        loop {
+            let plan =
+                self.store.plan_read(&queue, offset, 4096, &TagFilter::All, IndexRead::MayBlock);
+            let plan = match plan {
+                Ok(plan) => plan,
+                Err(ReadError::Io(error)) if self.failing => panic!("reads never fail: {error}"),
+                Err(error) => panic!("{error}"),
+            };
+            if plan.records == 0 {
+                return numbers;
+            }
+            for mut bytes in plan.ranges.iter().map(|range| range.bytes()) {
+                while !bytes.is_empty() {
+                    let record = RecordView::parse(bytes).expect("visible records are whole");
+                    assert_eq!(record.verify_checksum(), Ok(()));
+                    assert_eq!((record.topic(), record.queue()), (TOPICS[topic].0, id as u32));
+                    assert_eq!(record.offset(), offset, "offsets are dense");
+                    let number = record.body()[..8].try_into().map(u64::from_be_bytes);
+                    numbers.push(number.expect("every body has a number"));
+                    offset += 1;
+                    bytes = &bytes[record.size()..];
+                }
+            }
+            assert_eq!(plan.next_offset, offset);
+        }
+    }
+}
+
+fn lanes() -> impl Iterator<Item = (usize, usize)> {
+    (0..TOPICS.len()).flat_map(|topic| (0..QUEUES).map(move |queue| (topic, queue)))
+}
+
+/// Nothing happens by itself but what appends ask for.
+fn config(dir: &Path, append_path: AppendPath) -> StoreConfig {
+    let never = Duration::from_secs(3600);
+    StoreConfig {
+        segment_bytes: SEGMENT_BYTES_MIN,
+        append_path,
+        flush_interval: never,
+        checkpoint_interval: never,
+        retention_check_interval: never,
+        ..StoreConfig::new(dir)
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a temporary folder");
+    for entry in std::fs::read_dir(from).expect("a temporary folder") {
+        let path = entry.expect("a temporary file").path();
+        let target = to.join(path.file_name().expect("it has a name"));
+        if path.is_dir() {
+            copy_files(&path, &target);
+        } else {
+            std::fs::copy(&path, target).expect("a temporary file");
+        }
+    }
+}
