@@ -189,7 +189,8 @@ fn configurations(dir: &Path) -> io::Result<()> {
 }
 
 /// Steps of the `store_model` target; see there. An append is 0, queue and count, size; a flush 3, a
-/// comparison 4, a restart 5, a kill 6, a commit 7 and its offset, a failure 8 and which, retention 9.
+/// comparison 4, a restart 5, a kill 6, a commit 7 and its offset, a failure 8 and which, retention 9, a
+/// power cut 10.
 fn models(dir: &Path) -> io::Result<()> {
     let fill = [[0, 0xF2, 250], [0, 0xF1, 250], [0, 0xF3, 250], [0, 0xF0, 250]].concat();
     let seed = |path: u8, steps: &[&[u8]]| [&[path][..], &steps.concat()].concat();
@@ -198,5 +199,11 @@ fn models(dir: &Path) -> io::Result<()> {
     put(dir, "killed-with-commits", seed(0, &[&[7, 5, 0, 2, 9, 6, 7, 9, 6, 4]]))?;
     put(dir, "retention", seed(0, &[&[7, 5], &fill, &fill, &fill, &[3, 9, 4], &fill, &[6, 9, 4]]))?;
     put(dir, "failing-sync", seed(0, &[&[0, 0, 9, 3, 8, 8, 0, 0, 9, 3, 4, 0, 0, 1, 3]]))?;
+    let appends = [[0, 0, 9], [0, 0x71, 9], [0, 0x32, 9]].concat();
+    put(dir, "power-cuts", seed(0, &[&appends, &[3], &appends, &[10, 4], &appends, &[5, 10, 4]]))?;
+    put(dir, "mapped-power-cut", seed(1, &[&fill, &[3, 7, 4], &fill, &[10, 4, 9, 10, 4]]))?;
+    let unsynced: &[&[u8]] = &[&[0, 1, 9, 8, 0, 3, 10, 4, 0, 3, 9, 8, 0, 3, 10, 4]];
+    put(dir, "failed-sync-power-cut", seed(0, unsynced))?;
+    put(dir, "failed-sync-power-cut-mapped", seed(1, unsynced))?;
     put(dir, "no-space", seed(0, &[&[8, 15], &fill, &fill, &[3, 4, 6, 4]]))
 }

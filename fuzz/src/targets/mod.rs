@@ -6,9 +6,9 @@
 mod checkpoint;
 mod configuration;
 mod consume_queue;
-mod failing_disk;
 mod frame;
 mod input;
+mod model_disk;
 mod produce;
 mod record;
 mod segment_scan;

@@ -1,8 +1,9 @@
-//! A store against lists: append, read, roll, retention, kills, clean restarts, failing calls.
+//! A store against lists: append, read, roll, retention, kills, power cuts, restarts, failing calls.
 //!
 //! The first byte is how segments are written; every further step is a byte for what to do and one or
-//! two for how. A kill leaves what the page cache has, so everything appended is there afterwards; once
-//! a call has failed, at least everything acknowledged is, and behind it nothing but more of the same.
+//! two for how. A kill leaves what the page cache has, so everything appended is there afterwards. After
+//! a power cut or once a call has failed, at least everything acknowledged is, and behind it nothing but
+//! more of the same.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use longwire_storage::{
 };
 use tempfile::TempDir;
 
-use super::failing_disk::FailingDisk;
 use super::input::{Input, folder};
+use super::model_disk::{Fault, ModelDisk};
 
 const STEPS_MAX: usize = 40;
 const TOPICS: [(&str, Durability); 2] =
@@ -51,7 +52,7 @@ struct Lane {
 
 struct Model {
     append_path: AppendPath,
-    disk: FailingDisk,
+    disk: ModelDisk,
     folder: TempDir,
     store: Arc<Store>,
     lanes: [[Lane; QUEUES]; TOPICS.len()],
@@ -60,11 +61,14 @@ struct Model {
     next_number: u64,
     /// A call may have failed since the store was opened.
     failing: bool,
+    /// The power has been cut, and what was not durable is lost.
+    lost: bool,
 }
 
 impl Model {
     fn new(append_path: AppendPath) -> Model {
-        let (disk, folder) = (FailingDisk::default(), folder());
+        let folder = folder();
+        let disk = ModelDisk::default().moved(folder.path());
         let config = config(folder.path(), append_path);
         let store = Store::open_on(Arc::new(disk.clone()), config).expect("a folder can be opened");
         for (name, durability) in TOPICS {
@@ -72,12 +76,12 @@ impl Model {
             store.create_topic(topic).expect("a topic can be made");
         }
         let (lanes, committed) = (Default::default(), vec![None]);
-        let failing = false;
-        Model { append_path, disk, folder, store, lanes, committed, next_number: 0, failing }
+        let (next_number, failing, lost) = (0, false, false);
+        Model { append_path, disk, folder, store, lanes, committed, next_number, failing, lost }
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.byte() % 10 {
+        match input.byte() % 11 {
             0..=2 => self.append(input),
             3 => self.flush(),
             4 => self.compare(),
@@ -85,7 +89,8 @@ impl Model {
             6 => self.kill(),
             7 => self.commit(input),
             8 => self.fail(input),
-            _ => self.retain(),
+            9 => self.retain(),
+            _ => self.cut_power(),
         }
     }
 
@@ -166,7 +171,8 @@ impl Model {
     fn fail(&mut self, input: &mut Input<'_>) {
         let choice = input.byte();
         self.failing = true;
-        self.disk.0.start(1 + u32::from(choice >> 2), choice & 1 > 0, choice & 2 > 0);
+        let fault = Fault { no_space: choice & 1 > 0, sticky: choice & 2 > 0 };
+        self.disk.fail_at(1 + u32::from(choice >> 2), fault);
     }
 
     /// Stops and opens again.
@@ -189,10 +195,25 @@ impl Model {
         }
         let copy = folder();
         copy_files(self.folder.path(), copy.path());
-        self.disk.0.stop();
-        let _ = self.store.close();
-        self.folder = copy;
+        self.leave_for(copy);
         self.reopen(config(self.folder.path(), self.append_path));
+    }
+
+    /// Goes on with what a power cut leaves.
+    fn cut_power(&mut self) {
+        let left = folder();
+        self.disk.cut_power(left.path()).expect("temporary files can be written");
+        self.leave_for(left);
+        self.lost = true;
+        self.reopen(config(self.folder.path(), self.append_path));
+    }
+
+    /// Ends the store where it is, which changes nothing any more, and moves to a copy.
+    fn leave_for(&mut self, copy: TempDir) {
+        let disk = self.disk.moved(copy.path());
+        self.disk.heal();
+        let _ = self.store.close();
+        (self.disk, self.folder) = (disk, copy);
     }
 
     /// Opens the store, where a call may fail and then does not again, and compares.
@@ -202,23 +223,29 @@ impl Model {
             Ok(store) => store,
             Err(error) => {
                 assert!(self.failing, "{error}");
-                self.disk.0.stop();
+                self.disk.heal();
                 Store::open_on(disk, config).expect("what could not be opened for an error can be")
             }
         };
-        self.disk.0.stop();
+        self.disk.heal();
         for (topic, id) in lanes() {
             let found = self.read(topic, id);
+            let first = self.queue(topic, id).min_offset() as usize;
             let lane = &mut self.lanes[topic][id];
+            // Names that retention has removed may be back.
+            assert!(first == lane.first || (self.lost && first < lane.first));
+            lane.first = first;
             let end = lane.first + found.len();
             assert!(end >= lane.acked, "{} of {} acknowledged are there", end, lane.acked);
-            assert!(self.failing || end == lane.numbers.len(), "{end} of {}", lane.numbers.len());
+            let all = end == lane.numbers.len();
+            assert!(all || self.failing || self.lost, "{end} of {}", lane.numbers.len());
             assert!(lane.numbers[lane.first..].starts_with(&found));
             lane.numbers.truncate(end);
         }
         let found = self.store.committed_offset(GROUP, TOPICS[0].0, 0);
         assert!(self.committed.contains(&found), "{found:?} of {:?}", self.committed);
         self.committed = vec![found];
+        self.lost = false;
         self.failing = self.store.failure().is_some();
         assert!(!self.failing, "{:?}", self.store.failure());
     }
