@@ -3,6 +3,14 @@
 //! Every create, preallocation, map, write, sync, rename and removal goes through [`Disk`] and
 //! [`DiskFile`], so that a test can record, reorder and fail them.
 
+#[cfg(feature = "testing")]
+mod crash;
+#[cfg(feature = "testing")]
+mod fault;
+#[cfg(feature = "testing")]
+mod faults;
+#[cfg(feature = "testing")]
+mod journal;
 mod mapping;
 mod real;
 
@@ -11,12 +19,15 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(crate) use mapping::MappedTail;
-#[cfg(not(feature = "testing"))]
-pub(crate) use mapping::Mapping;
-/// So that a disk of a test's own can pass it on.
 #[cfg(feature = "testing")]
-pub use mapping::Mapping;
+pub use crash::{CrashModel, Survives};
+#[cfg(feature = "testing")]
+pub use fault::FaultDisk;
+#[cfg(feature = "testing")]
+pub use faults::{Fault, Outcome, Verb};
+#[cfg(feature = "testing")]
+pub use journal::{Event, FileId};
+pub(crate) use mapping::{MappedTail, Mapping};
 pub use real::RealDisk;
 
 /// Calls on directories and whole files.
