@@ -76,6 +76,10 @@ impl Store {
         }
         let lock = take_lock(&*disk, &paths)?;
         let (mut checkpoint_file, known) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
+        if known.checkpoint.is_none() {
+            sync_parents(&*disk, &paths.dir)
+                .map_err(FileError::on("sync what holds", &paths.dir))?;
+        }
         let recovered = recover(&*disk, &paths.log, &config, &known)?;
         let RecoveredLog { segments, end, newest_ms } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
@@ -135,6 +139,26 @@ impl Store {
         tracing::info!(end, topics, millis, "opened the store");
         Ok(store)
     }
+}
+
+/// Makes the folder's own name durable, and those above it, which may be as new.
+fn sync_parents(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    for parent in dir.ancestors().skip(1) {
+        let here = parent.as_os_str().is_empty();
+        match disk.sync_dir(if here { Path::new(".") } else { parent }) {
+            Ok(()) => {}
+            // What cannot be written to holds nothing new, and neither does what is above it.
+            Err(error)
+                if [InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported]
+                    .contains(&error.kind()) =>
+            {
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {
