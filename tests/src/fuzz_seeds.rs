@@ -189,21 +189,30 @@ fn configurations(dir: &Path) -> io::Result<()> {
 }
 
 /// Steps of the `store_model` target; see there. An append is 0, queue and count, size; a flush 3, a
-/// comparison 4, a restart 5, a kill 6, a commit 7 and its offset, a failure 8 and which, retention 9, a
-/// power cut 10.
+/// comparison 4, a restart 5, a kill 6, a commit 7 and its offset, a failure 8 with when and which,
+/// retention 9, a power cut 10 and what survives.
 fn models(dir: &Path) -> io::Result<()> {
     let fill = [[0, 0xF2, 250], [0, 0xF1, 250], [0, 0xF3, 250], [0, 0xF0, 250]].concat();
-    let seed = |path: u8, steps: &[&[u8]]| [&[path][..], &steps.concat()].concat();
+    let few = [[0, 0, 9], [0, 0x71, 9], [0, 0x32, 9]].concat();
+    let seed = |mode: u8, steps: &[&[u8]]| [&[mode][..], &steps.concat()].concat();
     put(dir, "append-and-read", seed(0, &[&[0, 0, 1, 0, 1, 2], &[3, 4, 0, 0x30, 9, 4]]))?;
     put(dir, "rolls-and-restarts", seed(1, &[&fill, &[3, 4, 5], &fill, &[6, 4]]))?;
     put(dir, "killed-with-commits", seed(0, &[&[7, 5, 0, 2, 9, 6, 7, 9, 6, 4]]))?;
     put(dir, "retention", seed(0, &[&[7, 5], &fill, &fill, &fill, &[3, 9, 4], &fill, &[6, 9, 4]]))?;
-    put(dir, "failing-sync", seed(0, &[&[0, 0, 9, 3, 8, 8, 0, 0, 9, 3, 4, 0, 0, 1, 3]]))?;
-    let appends = [[0, 0, 9], [0, 0x71, 9], [0, 0x32, 9]].concat();
-    put(dir, "power-cuts", seed(0, &[&appends, &[3], &appends, &[10, 4], &appends, &[5, 10, 4]]))?;
-    put(dir, "mapped-power-cut", seed(1, &[&fill, &[3, 7, 4], &fill, &[10, 4, 9, 10, 4]]))?;
-    let unsynced: &[&[u8]] = &[&[0, 1, 9, 8, 0, 3, 10, 4, 0, 3, 9, 8, 0, 3, 10, 4]];
+    put(dir, "power-cuts", seed(0, &[&few, &[3], &few, &[10, 0, 4], &few, &[5, 10, 7, 4]]))?;
+    put(
+        dir,
+        "power-cut-rolled",
+        seed(0, &[&fill, &fill, &[3, 7, 4, 10, 0, 4], &fill, &[9, 10, 1]]),
+    )?;
+    put(dir, "power-cut-mapped", seed(1, &[&fill, &[3, 7, 4], &fill, &[10, 2, 4, 9, 10, 3, 4]]))?;
+    put(
+        dir,
+        "checkpoints",
+        seed(2, &[&fill, &few, &[3, 10, 5, 4], &fill, &[3, 6, 4, 9, 4, 10, 6]]),
+    )?;
+    let unsynced: &[&[u8]] = &[&[0, 1, 9, 8, 0, 0, 3, 10, 0, 4, 0, 3, 9, 8, 0, 1, 3, 10, 0, 4]];
     put(dir, "failed-sync-power-cut", seed(0, unsynced))?;
     put(dir, "failed-sync-power-cut-mapped", seed(1, unsynced))?;
-    put(dir, "no-space", seed(0, &[&[8, 15], &fill, &fill, &[3, 4, 6, 4]]))
+    put(dir, "no-space", seed(0, &[&[8, 3, 3], &fill, &fill, &[3, 4, 6, 4]]))
 }

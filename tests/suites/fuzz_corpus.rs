@@ -56,22 +56,24 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut fastrand::Rng) {
 fn replay(target: &str) {
     let corpus = corpus(target);
     assert!(corpus.len() >= 3, "{target} has hardly any corpus");
-    for input in &corpus {
-        targets::run(target, input);
-    }
-    targets::run(target, &[]);
+    corpus.iter().for_each(|input| run(target, input));
+    run(target, &[]);
     let mut random = fastrand::Rng::with_seed(7);
     let began = Instant::now();
     let mut done = 0;
     while done < MUTATIONS_MAX && began.elapsed() < TIME_MAX {
         let mut input = random.choice(&corpus).cloned().unwrap_or_default();
         mutate(&mut input, &corpus, &mut random);
-        let kept = Kept(target, &input);
-        targets::run(target, &input);
-        std::mem::forget(kept);
+        run(target, &input);
         done += 1;
     }
     println!("{target}: {} inputs, {done} mutations", corpus.len());
+}
+
+fn run(target: &str, input: &[u8]) {
+    let kept = Kept(target, input);
+    targets::run(target, input);
+    std::mem::forget(kept);
 }
 
 /// Writes the input down where a target fails.

@@ -8,7 +8,6 @@ mod configuration;
 mod consume_queue;
 mod frame;
 mod input;
-mod model_disk;
 mod produce;
 mod record;
 mod segment_scan;

@@ -1,34 +1,34 @@
 //! A store against lists: append, read, roll, retention, kills, power cuts, restarts, failing calls.
 //!
-//! The first byte is how segments are written; every further step is a byte for what to do and one or
-//! two for how. A kill leaves what the page cache has, so everything appended is there afterwards. After
-//! a power cut or once a call has failed, at least everything acknowledged is, and behind it nothing but
-//! more of the same.
+//! The first byte is how segments are written and whether checkpoints come by themselves; every further
+//! step is a byte for what to do and up to two for how. A kill leaves what the page cache has, so
+//! everything appended is there afterwards. After a power cut, or once a call has failed, at least
+//! everything acknowledged is, and behind it nothing but more of the same.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longwire_proto::record::{RecordDraft, RecordView};
+use longwire_storage::disk::{CrashModel, Fault, FaultDisk, Outcome, Survives, Verb};
 use longwire_storage::{
     AppendError, AppendPath, CommittedOffset, Durability, IndexRead, Queue, ReadError, RecordRun,
     SEGMENT_BYTES_MIN, Store, StoreConfig, TagFilter, TopicConfig,
 };
-use tempfile::TempDir;
 
-use super::input::{Input, folder};
-use super::model_disk::{Fault, ModelDisk};
+use super::input::Input;
 
 const STEPS_MAX: usize = 40;
 const TOPICS: [(&str, Durability); 2] =
     [("flushed", Durability::Flush), ("written", Durability::Write)];
 const QUEUES: usize = 2;
 const GROUP: &str = "group";
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 
 pub(super) fn run(data: &[u8]) {
     let mut input = Input(data);
-    let append_path = [AppendPath::Pwrite, AppendPath::Mapped][usize::from(input.byte() & 1)];
-    let mut model = Model::new(append_path);
+    let mode = input.byte();
+    let mut model = Model::new(Mode { mapped: mode & 1 > 0, checkpoints: mode & 2 > 0 });
     for _ in 0..STEPS_MAX {
         if input.is_empty() {
             break;
@@ -50,10 +50,17 @@ struct Lane {
     first: usize,
 }
 
+/// How the store is set up.
+#[derive(Debug, Clone, Copy)]
+struct Mode {
+    mapped: bool,
+    /// A checkpoint comes after a few appends.
+    checkpoints: bool,
+}
+
 struct Model {
-    append_path: AppendPath,
-    disk: ModelDisk,
-    folder: TempDir,
+    mode: Mode,
+    disk: FaultDisk,
     store: Arc<Store>,
     lanes: [[Lane; QUEUES]; TOPICS.len()],
     /// What the group may have committed: the last that was acknowledged, and those after it.
@@ -66,18 +73,17 @@ struct Model {
 }
 
 impl Model {
-    fn new(append_path: AppendPath) -> Model {
-        let folder = folder();
-        let disk = ModelDisk::default().moved(folder.path());
-        let config = config(folder.path(), append_path);
-        let store = Store::open_on(Arc::new(disk.clone()), config).expect("a folder can be opened");
+    fn new(mode: Mode) -> Model {
+        let disk = FaultDisk::default();
+        let store = Store::open_on(Arc::new(disk.clone()), mode.config());
+        let store = store.expect("an empty disk can be opened");
         for (name, durability) in TOPICS {
             let topic = TopicConfig { durability, ..TopicConfig::new(name, QUEUES as u32) };
             store.create_topic(topic).expect("a topic can be made");
         }
         let (lanes, committed) = (Default::default(), vec![None]);
         let (next_number, failing, lost) = (0, false, false);
-        Model { append_path, disk, folder, store, lanes, committed, next_number, failing, lost }
+        Model { mode, disk, store, lanes, committed, next_number, failing, lost }
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
@@ -90,7 +96,7 @@ impl Model {
             7 => self.commit(input),
             8 => self.fail(input),
             9 => self.retain(),
-            _ => self.cut_power(),
+            _ => self.cut_power(input),
         }
     }
 
@@ -167,12 +173,30 @@ impl Model {
         }
     }
 
-    /// Lets a call fail some calls from now, with one of two errors, once or from then on.
+    /// Lets a call of one kind fail some calls from now, with one of two errors, once or from then on.
     fn fail(&mut self, input: &mut Input<'_>) {
-        let choice = input.byte();
+        const VERBS: [Verb; 10] = [
+            Verb::Sync,
+            Verb::SyncMapped,
+            Verb::WriteAllAt,
+            Verb::CreateReserved,
+            Verb::OpenOrCreate,
+            Verb::SyncDir,
+            Verb::SetBytes,
+            Verb::Map,
+            Verb::Remove,
+            Verb::CreateDir,
+        ];
+        let (choice, verb) = (input.byte(), usize::from(input.byte()) % VERBS.len());
         self.failing = true;
-        let fault = Fault { no_space: choice & 1 > 0, sticky: choice & 2 > 0 };
-        self.disk.fail_at(1 + u32::from(choice >> 2), fault);
+        self.disk.add_fault(Fault {
+            verb: Some(VERBS[verb]),
+            syncs_only: false,
+            path: String::new(),
+            after: u64::from(choice >> 2),
+            times: if choice & 2 > 0 { u64::MAX } else { 1 },
+            outcome: Outcome::Error(if choice & 1 > 0 { ENOSPC } else { EIO }),
+        });
     }
 
     /// Stops and opens again.
@@ -180,40 +204,45 @@ impl Model {
         let closed = self.store.close();
         if self.failing {
             // Closed or not: what was acknowledged must be there.
-            return self.reopen(config(self.folder.path(), self.append_path));
+            return self.reopen(self.mode.config());
         }
         closed.expect("nothing has failed");
         self.lanes.iter_mut().flatten().for_each(|lane| lane.acked = lane.numbers.len());
-        self.reopen(config(self.folder.path(), self.append_path));
+        self.reopen(self.mode.config());
     }
 
-    /// Goes on in a copy of the files as they are.
+    /// Goes on with the files as they are.
     fn kill(&mut self) {
         if self.store.failure().is_none() {
             let written = self.store.written().get();
             let _ = self.store.dispatched().wait(written);
         }
-        let copy = folder();
-        copy_files(self.folder.path(), copy.path());
-        self.leave_for(copy);
-        self.reopen(config(self.folder.path(), self.append_path));
-    }
-
-    /// Goes on with what a power cut leaves.
-    fn cut_power(&mut self) {
-        let left = folder();
-        self.disk.cut_power(left.path()).expect("temporary files can be written");
+        let left = self.disk.copy().expect("files in memory");
         self.leave_for(left);
-        self.lost = true;
-        self.reopen(config(self.folder.path(), self.append_path));
     }
 
-    /// Ends the store where it is, which changes nothing any more, and moves to a copy.
-    fn leave_for(&mut self, copy: TempDir) {
-        let disk = self.disk.moved(copy.path());
-        self.disk.heal();
+    /// Goes on with what a power cut leaves: nothing that is not durable, or some of it.
+    fn cut_power(&mut self, input: &mut Input<'_>) {
+        let mut model = CrashModel::default();
+        self.disk.journal().iter().for_each(|event| model.pass(event));
+        let mut random = u64::from(input.byte());
+        let mut below = |end: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % end.max(1)
+        };
+        let nothing = below(3) == 0;
+        let survives = if nothing { Survives::Nothing } else { Survives::Any(&mut below) };
+        self.lost = true;
+        let left = model.image(survives).expect("files in memory");
+        self.leave_for(left);
+    }
+
+    /// Ends the store where it is, which changes nothing any more, and opens it on another disk.
+    fn leave_for(&mut self, disk: FaultDisk) {
+        self.disk.clear_faults();
         let _ = self.store.close();
-        (self.disk, self.folder) = (disk, copy);
+        self.disk = disk;
+        self.reopen(self.mode.config());
     }
 
     /// Opens the store, where a call may fail and then does not again, and compares.
@@ -223,11 +252,11 @@ impl Model {
             Ok(store) => store,
             Err(error) => {
                 assert!(self.failing, "{error}");
-                self.disk.heal();
+                self.disk.clear_faults();
                 Store::open_on(disk, config).expect("what could not be opened for an error can be")
             }
         };
-        self.disk.heal();
+        self.disk.clear_faults();
         for (topic, id) in lanes() {
             let found = self.read(topic, id);
             let first = self.queue(topic, id).min_offset() as usize;
@@ -257,7 +286,7 @@ impl Model {
         let retaining = StoreConfig {
             retention_bytes: Some(2 * SEGMENT_BYTES_MIN),
             retention_check_interval: Duration::from_millis(1),
-            ..config(self.folder.path(), self.append_path)
+            ..self.mode.config()
         };
         let disk = Arc::new(self.disk.clone());
         let store = Store::open_on(disk, retaining).expect("nothing has failed");
@@ -274,7 +303,7 @@ impl Model {
             assert!(first >= lane.first && first <= lane.numbers.len());
             lane.first = first;
         }
-        self.reopen(config(self.folder.path(), self.append_path));
+        self.reopen(self.mode.config());
     }
 
     /// Everything visible is what the lists say.
@@ -333,28 +362,19 @@ fn lanes() -> impl Iterator<Item = (usize, usize)> {
     (0..TOPICS.len()).flat_map(|topic| (0..QUEUES).map(move |queue| (topic, queue)))
 }
 
-/// Nothing happens by itself but what appends ask for.
-fn config(dir: &Path, append_path: AppendPath) -> StoreConfig {
-    let never = Duration::from_secs(3600);
-    StoreConfig {
-        segment_bytes: SEGMENT_BYTES_MIN,
-        append_path,
-        flush_interval: never,
-        checkpoint_interval: never,
-        retention_check_interval: never,
-        ..StoreConfig::new(dir)
-    }
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a temporary folder");
-    for entry in std::fs::read_dir(from).expect("a temporary folder") {
-        let path = entry.expect("a temporary file").path();
-        let target = to.join(path.file_name().expect("it has a name"));
-        if path.is_dir() {
-            copy_files(&path, &target);
-        } else {
-            std::fs::copy(&path, target).expect("a temporary file");
+impl Mode {
+    /// Nothing happens by itself but what appends ask for.
+    fn config(self) -> StoreConfig {
+        let never = Duration::from_secs(3600);
+        let config = StoreConfig::new("/store");
+        StoreConfig {
+            segment_bytes: SEGMENT_BYTES_MIN,
+            append_path: if self.mapped { AppendPath::Mapped } else { AppendPath::Pwrite },
+            flush_interval: never,
+            checkpoint_interval: never,
+            checkpoint_bytes: if self.checkpoints { 4 << 10 } else { config.checkpoint_bytes },
+            retention_check_interval: never,
+            ..config
         }
     }
 }
