@@ -56,12 +56,7 @@ fn prepare(closed: bool, rng: Rng) -> Result<(FaultDisk, Truth), String> {
     for _ in 0..STEPS {
         workload.step()?;
     }
-    if closed {
-        workload.store.close().map_err(|error| error.to_string())?;
-    }
-    // What a store that was killed had not flushed was not acknowledged: the tail.
-    let (disk, truth) = workload.finish();
-    Ok((disk.copy().map_err(|error| error.to_string())?, truth))
+    if closed { Ok(workload.finish()) } else { workload.killed() }
 }
 
 /// Shares the flips out: half of them to two segments, the rest to all other files.

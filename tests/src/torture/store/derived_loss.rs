@@ -38,10 +38,7 @@ fn prepare(closed: bool, rng: Rng) -> Result<(FaultDisk, Truth), String> {
     for _ in 0..STEPS {
         workload.step()?;
     }
-    if closed {
-        workload.store.close().map_err(|error| error.to_string())?;
-    }
-    Ok(workload.finish())
+    if closed { Ok(workload.finish()) } else { workload.killed() }
 }
 
 fn break_views(disk: &FaultDisk, truth: &Truth, rng: &mut Rng, report: &mut Report) {

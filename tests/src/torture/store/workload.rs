@@ -72,14 +72,28 @@ impl Workload {
         }
     }
 
-    /// Notes what retention has left, and gives the truth; nothing is noted any more.
+    /// Closes the store, if it can be, and gives its disk and the truth.
     pub(super) fn finish(mut self) -> (FaultDisk, Truth) {
+        // One that has failed says so; its threads have ended all the same.
+        let _ = self.store.close();
+        self.note_firsts();
+        (self.disk, self.truth)
+    }
+
+    /// Gives the disk as it is if the process dies, and the truth.
+    pub(super) fn killed(mut self) -> Result<(FaultDisk, Truth), String> {
+        let left = self.disk.copy().map_err(|error| error.to_string())?;
+        // Afterwards: retention may go on removing meanwhile.
+        self.note_firsts();
+        Ok((left, self.truth))
+    }
+
+    fn note_firsts(&mut self) {
         for (topic, queue) in self.truth.queues.keys() {
             let first = self.store.topic(topic).and_then(|topic| topic.queue(*queue));
             let first = first.map_or(0, |queue| queue.min_offset());
             self.truth.firsts.insert((topic.clone(), *queue), first);
         }
-        (self.disk, self.truth)
     }
 
     fn append(&mut self) -> Result<(), String> {
