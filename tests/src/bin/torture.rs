@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use longwire_storage::{Plant, plant};
+use longwire_tests::planted_broker;
 use longwire_tests::torture::{CLASSES, Options};
 
 /// Break a broker or its store, and see whether its promises hold.
@@ -43,6 +44,9 @@ fn plant_names() -> Vec<&'static str> {
 }
 
 fn main() -> ExitCode {
+    if let Some(status) = planted_broker::run_if_asked(std::env::args().skip(1)) {
+        return status;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
