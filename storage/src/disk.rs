@@ -85,6 +85,10 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// As [`read_at`](Self::read_at), but only from memory: `WouldBlock` if a disk would be needed.
     fn read_resident_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
 
+    /// The first byte at or behind `at` that may not be zero, as far as the file system knows; `None`
+    /// if there is none.
+    fn data_from(&self, at: u64) -> io::Result<Option<u64>>;
+
     /// Writes all bytes of the slices, one after another. What the slices are afterwards is
     /// unspecified.
     fn write_all_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()>;

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use longwire_proto::record::{RecordView, write_blank};
+use longwire_proto::record::RecordView;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
 use crate::marks::Marks;
 use crate::queue::{Queue, Topic};
+use crate::scan::{check_record, is_blank};
 use crate::segment::Segment;
 use crate::topics::Topics;
 use crate::views::Views;
@@ -60,6 +61,8 @@ enum Place {
     Thread,
     /// On the thread that appended.
     Inline,
+    /// Where the store is being opened: what is read may have been damaged meanwhile.
+    Opening,
 }
 
 /// Calls the dispatcher's thread.
@@ -114,7 +117,7 @@ impl Dispatcher {
     /// The thread's loop, until [`stop`](Self::stop) or the store has failed.
     pub(crate) fn run(&self) {
         while self.call.wait() {
-            if let Err(error) = self.catch_up(self.marks.written.get()) {
+            if let Err(error) = self.catch_up(self.marks.written.get(), Place::Thread) {
                 self.marks.poison(format!("building the views failed: {error}"));
                 return;
             }
@@ -125,11 +128,17 @@ impl Dispatcher {
         self.call.stop();
     }
 
+    /// Brings the views up to the end of the log that is being opened, and checks every record it
+    /// reads; a damaged one is an error that holds an [`UnreadableRecord`].
+    pub(crate) fn open_at(&self, end: u64) -> io::Result<()> {
+        self.catch_up(end, Place::Opening)
+    }
+
     /// Dispatches everything up to a position. May wait for a disk.
-    pub(crate) fn catch_up(&self, to: u64) -> io::Result<()> {
+    fn catch_up(&self, to: u64, place: Place) -> io::Result<()> {
         let mut pass = self.pass.lock();
         while self.marks.dispatched.get() < to {
-            self.pass(&mut pass, to, Place::Thread)?;
+            self.pass(&mut pass, to, place)?;
         }
         pass.full.drain(..).try_for_each(|queue| queue.index.store_page())
     }
@@ -170,7 +179,7 @@ impl Dispatcher {
         let mut views = self.views.write();
         let mut from = views.folded.max(self.log.first_position());
         while from < to {
-            from = self.walk(from, to, |record| {
+            from = self.walk(from, to, Place::Opening, |record| {
                 if let Some(system) = SystemRecord::read(record) {
                     views.fold(system, record.position(), end_of(record));
                 }
@@ -186,9 +195,9 @@ impl Dispatcher {
         pass.number += 1;
         let from = self.marks.dispatched.get();
         let mut all = true;
-        let to = self.walk(from, to, |record| {
+        let to = self.walk(from, to, place, |record| {
             // Topics come and go with files.
-            all = place == Place::Thread || record.topic() != system_topic::TOPICS;
+            all = place != Place::Inline || record.topic() != system_topic::TOPICS;
             if all { self.dispatch(pass, record).map(|()| true) } else { Ok(false) }
         })?;
         self.marks.dispatched.advance(to);
@@ -251,6 +260,7 @@ impl Dispatcher {
         &self,
         from: u64,
         to: u64,
+        place: Place,
         mut each: impl FnMut(&RecordView<'_>) -> io::Result<bool>,
     ) -> io::Result<u64> {
         let segments = self.log.segments();
@@ -263,8 +273,11 @@ impl Dispatcher {
             if is_blank(&bytes[at..], segment.end() - position) {
                 return Ok(segment.end());
             }
-            let record = RecordView::parse(&bytes[at..])
-                .map_err(|error| unreadable(position, &error.to_string()))?;
+            let record = match place {
+                Place::Opening => check_record(&bytes[at..], position),
+                _ => RecordView::parse(&bytes[at..]).map_err(|error| error.to_string()),
+            };
+            let record = record.map_err(|reason| unreadable(position, &reason))?;
             if !each(&record)? {
                 break;
             }
@@ -272,11 +285,6 @@ impl Dispatcher {
         }
         Ok(from + at as u64)
     }
-}
-
-/// Whether `bytes` begin with the blank record that fills the `remaining` bytes of a segment.
-pub(crate) fn is_blank(bytes: &[u8], remaining: u64) -> bool {
-    u32::try_from(remaining).is_ok_and(|remaining| bytes.starts_with(&write_blank(remaining)))
 }
 
 /// The store timestamp of the first record of a segment; `None` if there is none.
@@ -289,6 +297,15 @@ fn end_of(record: &RecordView<'_>) -> u64 {
     record.position() + record.size() as u64
 }
 
-fn unreadable(position: u64, what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("position {position}: {what}"))
+/// A record below the log's end that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("position {position}: {reason}")]
+pub(crate) struct UnreadableRecord {
+    pub(crate) position: u64,
+    pub(crate) reason: String,
+}
+
+fn unreadable(position: u64, reason: &str) -> io::Error {
+    let unreadable = UnreadableRecord { position, reason: reason.to_owned() };
+    io::Error::new(io::ErrorKind::InvalidData, unreadable)
 }

@@ -60,17 +60,22 @@ pub enum OpenError {
     },
     /// Records that were durable are damaged or missing. Nothing was changed.
     #[error(
-        "the log is damaged below its durable position: {reason} at position {position} in {}; \
-         durable up to {durable}. Nothing was changed. Restore the file from a backup or a replica",
-        path.display()
+        "the log is damaged where records may have been acknowledged: {reason} at position {position} \
+         in {}; {}. Nothing was changed. Restore the file from a backup, or see what is lost with \
+         'longwire-broker verify' and copy what is whole with 'longwire-broker verify --salvage FOLDER'",
+        path.display(),
+        durable.map_or_else(
+            || "the checkpoint is missing or damaged".to_owned(),
+            |durable| format!("durable up to {durable}")
+        )
     )]
     Corrupt {
         /// The segment's file.
         path: PathBuf,
         /// Where the damage begins.
         position: u64,
-        /// Everything below this had been acknowledged as durable.
-        durable: u64,
+        /// Everything below this had been acknowledged as durable; `None`: not known.
+        durable: Option<u64>,
         /// What is wrong there.
         reason: String,
     },

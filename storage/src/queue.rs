@@ -143,6 +143,7 @@ impl Topic {
         for id in queues.len() as u32..config.queues {
             let queue = Queue {
                 topic: self.name.clone(),
+                created_position: self.created_position,
                 id,
                 flush: self.flush.clone(),
                 next_offset: AtomicU64::new(0),
@@ -167,6 +168,7 @@ impl Topic {
 #[derive(Debug)]
 pub struct Queue {
     topic: Arc<str>,
+    created_position: u64,
     id: u32,
     flush: Arc<AtomicBool>,
     /// The offset the next appended record gets; the appender's.
@@ -254,13 +256,9 @@ impl Queue {
         self.unsynced.store(false, Release);
     }
 
-    /// Writes the index to its files, from where [`sync_index`](Self::sync_index) makes it durable.
-    pub(crate) fn store_index(&self) -> io::Result<()> {
-        self.index.store()
-    }
-
-    pub(crate) fn sync_index(&self) -> io::Result<()> {
-        self.files.sync(self.id)
+    /// Records before this position belong to an earlier topic of the same name.
+    pub(crate) fn created_position(&self) -> u64 {
+        self.created_position
     }
 
     pub(crate) fn files(&self) -> &QueueFiles {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs, syncfs};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek, statvfs, syncfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev};
 
 use super::{Disk, DiskFile, DiskLock, Mapping};
@@ -141,6 +141,16 @@ impl DiskFile for RealFile {
             Ok(read) => Ok(read),
             // File systems without RWF_NOWAIT: nothing is known to be resident.
             Err(Errno::OPNOTSUPP | Errno::PERM) => Err(ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
+        match seek(&self.0, SeekFrom::Data(at)) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::NXIO) => Ok(None),
+            // File systems that do not tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((at < self.bytes()?).then_some(at)),
             Err(error) => Err(error.into()),
         }
     }
