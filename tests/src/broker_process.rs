@@ -270,6 +270,15 @@ impl BrokerProcess {
         kill_process(Pid::from_child(&self.child), signal).expect("the broker still runs");
     }
 
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot say how.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("the broker's exit status")
+    }
+
     /// How it ended, where it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()

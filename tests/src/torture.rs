@@ -7,6 +7,8 @@
 mod committer;
 mod kill;
 mod power_cut;
+mod scene;
+mod stop;
 mod torn_pages;
 mod witness;
 
@@ -142,7 +144,8 @@ impl Report {
 pub type Class = (&'static str, fn(&Options) -> Report);
 
 /// Every class.
-pub const CLASSES: &[Class] = &[("kill", kill::run), ("power-cut", power_cut::run)];
+pub const CLASSES: &[Class] =
+    &[("kill", kill::run), ("power-cut", power_cut::run), ("stop", stop::run)];
 
 /// Far longer than anything takes here: it only keeps a broken broker from hanging a run.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,10 +5,11 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use longwire_client::{Client, Durability, NewTopic, TopicDurability};
+use longwire_client::Client;
 use rustix::process::Signal;
 
 use super::committer::{Commits, Committer, Offsets, committed_offsets};
+use super::scene::{GROUP, PRODUCERS, TOPIC, acked_at, connect, create_topic};
 use super::torn_pages::{Written, persist_some};
 use super::{Options, PATIENCE, Report, runtime, start};
 use crate::broker_process::{BrokerCommand, BrokerProcess};
@@ -23,10 +24,6 @@ const SHORT_RUN: u64 = 10;
 const ROUND: u64 = 10;
 /// The least xfs can be made with is 300.
 const DISK_MIB: u64 = 320;
-const TOPIC: &str = "orders";
-const GROUP: &str = "billing";
-const QUEUES: u32 = 8;
-const PRODUCERS: u32 = 4;
 
 pub(super) fn run(options: &Options) -> Report {
     let mut report = Report::new("power-cut", options);
@@ -111,7 +108,7 @@ impl<'a> Round<'a> {
     fn new(system: FileSystem, options: &'a Options, mut rng: Rng) -> Result<Round<'a>, String> {
         let disk = SmallDisk::make(system, DISK_MIB)?;
         let append_path = if rng.bool() { "pwrite" } else { "mapped" };
-        let at_write = rng.u8(..3) == 0;
+        let at_write = rng.u8(..5) < 2;
         let command = BrokerCommand::new(disk.path().join("store"))
             .plant(options.plant)
             .set("storage.segment_bytes=4MiB")
@@ -139,10 +136,7 @@ impl<'a> Round<'a> {
     ) -> Result<(), String> {
         let mut broker = start(&self.command)?;
         let mut client = connect(&broker).await?;
-        let durability =
-            if self.at_write { TopicDurability::Write } else { TopicDurability::Flush };
-        let topic = NewTopic::new(TOPIC).queues(QUEUES).durability(durability);
-        client.admin().create_topic(topic).await.map_err(|error| error.to_string())?;
+        create_topic(&client, self.at_write).await?;
         for cut in 0..cuts {
             report.cycles += 1;
             let interrupted = self.interrupt(&client, broker, cut, figures).await?;
@@ -165,7 +159,7 @@ impl<'a> Round<'a> {
         cut: u64,
         figures: &mut Figures,
     ) -> Result<Interrupted, String> {
-        let acked_at = if self.at_write { Durability::Write } else { Durability::Flush };
+        let acked_at = acked_at(self.at_write);
         let first = cut as u32 * PRODUCERS;
         let producers = first..first + PRODUCERS;
         // Every commit flushes the log: at `write` there is more to lose without.
@@ -257,8 +251,4 @@ impl<'a> Round<'a> {
         }
         Ok(report.violations == before)
     }
-}
-
-async fn connect(broker: &BrokerProcess) -> Result<Client, String> {
-    Client::connect(broker.control()).await.map_err(|error| error.to_string())
 }
