@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,6 +116,11 @@ impl BrokerCommand {
     pub fn set(mut self, setting: impl Into<String>) -> BrokerCommand {
         self.settings.push(setting.into());
         self
+    }
+
+    /// Where its store is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// With a variable in its environment, which is empty otherwise.

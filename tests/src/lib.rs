@@ -21,6 +21,7 @@ pub mod segment_writer;
 pub mod small_disk;
 pub mod strace;
 pub mod torture;
+pub mod vanish;
 pub mod wait;
 
 use std::hash::{BuildHasher, Hasher, RandomState};

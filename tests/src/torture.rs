@@ -4,10 +4,14 @@
 //! lists them. A class counts what it did, says every violation on standard error as it is found, and
 //! leaves nothing behind.
 
+mod clock;
 mod committer;
+mod disk_full;
+mod healthy_pair;
 mod kill;
 mod power_cut;
 mod scene;
+mod slow_peers;
 mod stop;
 mod torn_pages;
 mod witness;
@@ -144,8 +148,14 @@ impl Report {
 pub type Class = (&'static str, fn(&Options) -> Report);
 
 /// Every class.
-pub const CLASSES: &[Class] =
-    &[("kill", kill::run), ("power-cut", power_cut::run), ("stop", stop::run)];
+pub const CLASSES: &[Class] = &[
+    ("kill", kill::run),
+    ("power-cut", power_cut::run),
+    ("disk-full", disk_full::run),
+    ("stop", stop::run),
+    ("clock", clock::run),
+    ("slow-peers", slow_peers::run),
+];
 
 /// Far longer than anything takes here: it only keeps a broken broker from hanging a run.
 const PATIENCE: Duration = Duration::from_secs(60);

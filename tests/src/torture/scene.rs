@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use longwire_client::{Client, Durability, NewTopic, TopicDurability};
-use tempfile::TempDir;
 
 use super::committer::{Committer, Offsets};
 use super::witness::Witness;
@@ -22,7 +21,6 @@ pub(super) const PRODUCERS: u32 = 4;
 
 #[derive(Debug)]
 pub(super) struct Scene {
-    folder: TempDir,
     command: BrokerCommand,
     pub(super) broker: BrokerProcess,
     pub(super) client: Client,
@@ -31,21 +29,18 @@ pub(super) struct Scene {
 }
 
 impl Scene {
-    /// Starts a broker with what `settings` makes of its command, and its clients. `pace` is what each
-    /// producer waits between two messages.
+    /// Starts a broker and its clients. `pace` is what each producer waits between two messages.
     pub(super) async fn start(
-        settings: impl FnOnce(BrokerCommand) -> BrokerCommand,
+        command: BrokerCommand,
         at_write: bool,
         pace: Duration,
     ) -> Result<Scene, String> {
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let command = settings(BrokerCommand::new(folder.path().join("store")));
         let broker = start(&command)?;
         let client = connect(&broker).await?;
         create_topic(&client, at_write).await?;
         let witness = Witness::start(&client, TOPIC).await?;
         let load = Load::start(&client, TOPIC, PRODUCERS, acked_at(at_write), pace).await;
-        Ok(Scene { folder, command, broker, client, witness, load })
+        Ok(Scene { command, broker, client, witness, load })
     }
 
     /// Waits until so many more messages have been acknowledged.
@@ -54,12 +49,17 @@ impl Scene {
         try_within("acknowledgements", limit, reached).await
     }
 
+    /// How many messages have been acknowledged.
+    pub(super) fn acked(&self) -> usize {
+        self.load.acked()
+    }
+
     /// Another member of the group that commits.
     pub(super) async fn committer(&self, resume_at: Offsets) -> Result<Committer, String> {
         Committer::start(&self.client, (GROUP, TOPIC), resume_at).await
     }
 
-    /// The broker's command, and where its store is.
+    /// How the broker is started.
     pub(super) fn command(&self) -> &BrokerCommand {
         &self.command
     }
@@ -77,7 +77,7 @@ impl Scene {
         testimony.problems.iter().for_each(|problem| report.violation(problem));
         self.broker.stop();
         // A reader that is not Longwire's finds the same log.
-        let messages = messages(&self.folder.path().join("store"))?;
+        let messages = messages(self.command.folder())?;
         let found = messages.iter().filter(|message| message.topic == TOPIC).count();
         if found != stored {
             report.violation(format!("{stored} were read, and {found} are in the segments"));

@@ -1,6 +1,6 @@
 //! SIGSTOP for seconds, then SIGCONT, under load: as a machine that hangs, or a virtual one that moves.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rustix::process::Signal;
@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use super::committer::{Offsets, committed_offsets};
 use super::scene::{GROUP, Scene};
 use super::{Options, PATIENCE, Report, runtime};
+use crate::broker_process::BrokerCommand;
 
 const SHORT_RUN: u64 = 5;
 /// Milliseconds a broker stands still.
@@ -26,14 +27,13 @@ pub(super) fn run(options: &Options) -> Report {
 async fn stops(options: &Options, report: &mut Report) -> Result<(), String> {
     let mut rng = Rng::with_seed(options.seed);
     let append_path = if rng.bool() { "pwrite" } else { "mapped" };
-    let settings = |command: crate::broker_process::BrokerCommand| {
-        command
-            .plant(options.plant)
-            .set("storage.segment_bytes=4MiB")
-            .set(format!("storage.append_path={append_path}"))
-            .set("storage.checkpoint_interval=200ms")
-    };
-    let scene = Scene::start(settings, false, Duration::from_millis(1)).await?;
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let command = BrokerCommand::new(folder.path())
+        .plant(options.plant)
+        .set("storage.segment_bytes=4MiB")
+        .set(format!("storage.append_path={append_path}"))
+        .set("storage.checkpoint_interval=200ms");
+    let scene = Scene::start(command, false, Duration::from_millis(1)).await?;
     // One member for all of it: nobody is thrown out for what the broker did not hear.
     let committer = scene.committer(Offsets::new()).await?;
     let mut slowest = Duration::ZERO;
@@ -44,7 +44,7 @@ async fn stops(options: &Options, report: &mut Report) -> Result<(), String> {
         scene.broker.signal(Signal::STOP);
         tokio::time::sleep(Duration::from_millis(rng.u64(STOPPED_MS))).await;
         scene.broker.signal(Signal::CONT);
-        let went_on = std::time::Instant::now();
+        let went_on = Instant::now();
         scene.acks(50, GOES_ON_WITHIN).await?;
         committer.commits(1).await?;
         slowest = slowest.max(went_on.elapsed());
