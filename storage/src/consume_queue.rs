@@ -53,7 +53,7 @@ impl Entry {
         out.extend_from_slice(&self.tag_hash.to_be_bytes());
     }
 
-    fn decode(bytes: &[u8; ENTRY_BYTES as usize]) -> Entry {
+    pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES as usize]) -> Entry {
         let field = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
         let size = u32::from_be_bytes(std::array::from_fn(|i| bytes[8 + i]));
         Entry { position: field(0), size, tag_hash: field(12) as i64 }

@@ -56,6 +56,10 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Takes the exclusive lock on a file until the guard is dropped; `WouldBlock` if another
     /// process has it.
     fn lock(&self, path: &Path) -> io::Result<DiskLock>;
+
+    /// Keeps others from taking the exclusive lock, without writing to the file, which must exist;
+    /// `WouldBlock` if another process has the exclusive lock.
+    fn lock_shared(&self, path: &Path) -> io::Result<DiskLock>;
 }
 
 /// A lock on a file, until it is dropped.

@@ -1,12 +1,12 @@
 //! The one builder of views: follows the log and adds every record to what is derived from it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use longwire_proto::record::RecordView;
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Mutex, RwLock};
 
+use crate::call::Call;
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
 use crate::marks::Marks;
@@ -14,6 +14,7 @@ use crate::queue::{Queue, Topic};
 use crate::scan::{check_record, is_blank};
 use crate::segment::Segment;
 use crate::topics::Topics;
+use crate::unflushed::Unflushed;
 use crate::views::Views;
 use crate::views::system_topic::{self, SystemRecord};
 
@@ -37,8 +38,7 @@ pub(crate) struct Dispatcher {
     pub(crate) views: Arc<RwLock<Views>>,
     /// Queues whose index has changed since the last checkpoint.
     pub(crate) unsynced: Mutex<Vec<Arc<Queue>>>,
-    /// Queues with records that become visible when the log is durable up to a position.
-    unflushed: Mutex<VecDeque<(u64, Arc<Queue>)>>,
+    unflushed: Unflushed,
     pass: Mutex<Pass>,
     call: Call,
 }
@@ -65,36 +65,6 @@ enum Place {
     Opening,
 }
 
-/// Calls the dispatcher's thread.
-#[derive(Debug, Default)]
-struct Call {
-    /// (called, stopped)
-    state: Mutex<(bool, bool)>,
-    changed: Condvar,
-}
-
-impl Call {
-    fn raise(&self) {
-        self.state.lock().0 = true;
-        self.changed.notify_one();
-    }
-
-    fn stop(&self) {
-        self.state.lock().1 = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits for a call; `false` once stopped.
-    fn wait(&self) -> bool {
-        let mut state = self.state.lock();
-        while *state == (false, false) {
-            self.changed.wait(&mut state);
-        }
-        state.0 = false;
-        !state.1
-    }
-}
-
 impl Dispatcher {
     pub(crate) fn new(
         log: Arc<CommitLog>,
@@ -108,7 +78,7 @@ impl Dispatcher {
             topics: Arc::new(topics),
             views: Arc::new(RwLock::new(views)),
             unsynced: Mutex::default(),
-            unflushed: Mutex::default(),
+            unflushed: Unflushed::default(),
             pass: Mutex::default(),
             call: Call::default(),
         }
@@ -177,7 +147,11 @@ impl Dispatcher {
     /// served.
     pub(crate) fn fold_views(&self, to: u64) -> io::Result<()> {
         let mut views = self.views.write();
-        let mut from = views.folded.max(self.log.first_position());
+        let first = self.log.first_position();
+        let mut from = views.folded.max(first);
+        if from == first && first > 0 {
+            views.begin_anew();
+        }
         while from < to {
             from = self.walk(from, to, Place::Opening, |record| {
                 if let Some(system) = SystemRecord::read(record) {
@@ -186,6 +160,7 @@ impl Dispatcher {
                 Ok(true)
             })?;
         }
+        views.end_anew();
         views.folded = views.folded.max(to);
         Ok(())
     }
@@ -201,14 +176,11 @@ impl Dispatcher {
             if all { self.dispatch(pass, record).map(|()| true) } else { Ok(false) }
         })?;
         self.marks.dispatched.advance(to);
-        {
-            let mut unflushed = self.unflushed.lock();
-            for queue in pass.touched.drain(..) {
-                if queue.waits_for_flush() {
-                    unflushed.push_back((to, queue));
-                } else {
-                    queue.arrivals().wake();
-                }
+        for queue in pass.touched.drain(..) {
+            if queue.waits_for_flush() {
+                self.unflushed.push(to, queue);
+            } else {
+                queue.arrivals().wake();
             }
         }
         self.flushed();
@@ -217,13 +189,7 @@ impl Dispatcher {
 
     /// Wakes those who wait for records that have become durable.
     pub(crate) fn flushed(&self) {
-        let durable = self.marks.durable.get();
-        let mut unflushed = self.unflushed.lock();
-        while unflushed.front().is_some_and(|(end, _)| *end <= durable) {
-            if let Some((_, queue)) = unflushed.pop_front() {
-                queue.arrivals().wake();
-            }
-        }
+        self.unflushed.flushed(&self.marks.durable);
     }
 
     fn dispatch(&self, pass: &mut Pass, record: &RecordView<'_>) -> io::Result<()> {

@@ -140,7 +140,8 @@ impl Housekeeper {
         // A view on disk must never know of a record that a power cut takes back.
         let known = views.folded.max(self.marks.dispatched.get());
         let written = self.marks.flush(known).map_err(io::Error::other).and_then(|()| {
-            self.database.checkpoint(&views, &changes, dispatched, &noted).map_err(io_error)
+            let first = self.log.first_position();
+            self.database.checkpoint(first, &views, &changes, dispatched, &noted).map_err(io_error)
         });
         written.inspect_err(|_| self.views.write().changes.merge(changes))
     }

@@ -8,7 +8,6 @@
 //!  {dir}/views.redb      a view: topics, groups, committed offsets
 //! ```
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,17 +36,18 @@ use crate::topics::Topics;
 use crate::views::database::{Stored, ViewDatabase};
 
 /// Where the files of a store are.
-struct Paths {
-    dir: PathBuf,
-    lock: PathBuf,
-    checkpoint: PathBuf,
-    log: PathBuf,
-    queues: PathBuf,
-    views: PathBuf,
+#[derive(Debug)]
+pub(crate) struct Paths {
+    pub(crate) dir: PathBuf,
+    pub(crate) lock: PathBuf,
+    pub(crate) checkpoint: PathBuf,
+    pub(crate) log: PathBuf,
+    pub(crate) queues: PathBuf,
+    pub(crate) views: PathBuf,
 }
 
 impl Paths {
-    fn new(dir: &Path) -> Paths {
+    pub(crate) fn new(dir: &Path) -> Paths {
         Paths {
             dir: dir.to_owned(),
             lock: dir.join("lock"),
@@ -138,13 +138,19 @@ impl Store {
 }
 
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {
-    disk.lock(&paths.lock).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            let pid = fs::read_to_string(&paths.lock).ok().and_then(|s| s.trim().parse().ok());
-            OpenError::Locked { dir: paths.dir.clone(), pid }
-        }
-        _ => FileError::on("lock", &paths.lock)(error).into(),
-    })
+    disk.lock(&paths.lock).map_err(|error| locked(disk, paths, error))
+}
+
+/// Why the lock cannot be had, and who has it.
+pub(crate) fn locked(disk: &dyn Disk, paths: &Paths, error: io::Error) -> OpenError {
+    if error.kind() != io::ErrorKind::WouldBlock {
+        return FileError::on("lock", &paths.lock)(error).into();
+    }
+    let mut text = [0; 32];
+    let read = disk.open_readonly(&paths.lock).and_then(|file| file.read_at(&mut text, 0));
+    let pid =
+        read.ok().and_then(|read| std::str::from_utf8(&text[..read]).ok()?.trim().parse().ok());
+    OpenError::Locked { dir: paths.dir.clone(), pid }
 }
 
 fn sync_from(segments: &[Arc<Segment>], durable: u64) -> io::Result<()> {
@@ -174,13 +180,16 @@ fn open_views(
     let failed = |error: redb::Error| OpenError::Views(error.to_string());
     let unreadable = |error| cannot_build(error, &log, &paths.dir);
     let (database, mut stored) = ViewDatabase::open(disk.clone(), &paths.views).map_err(failed)?;
+    if stored.first_position < log.first_position() {
+        return Err(begins_too_late(&log, stored.first_position));
+    }
     if stored.views.folded > end {
         tracing::warn!("the views know more than the log; rebuilding them");
         database.clear().map_err(failed)?;
-        stored = Stored::default();
+        stored = Stored::nothing();
     }
     let cache = FileCache::new(disk.clone());
-    let open = |Stored { views, dispatched, queue_files }| {
+    let open = |Stored { views, dispatched, queue_files, .. }| {
         let marks = Arc::new(Marks::new(end, dispatched.max(log.first_position())));
         let topics = Topics::new(paths.queues.clone(), cache.clone(), marks.clone());
         let dispatcher = Dispatcher::new(log.clone(), marks, topics, views);
@@ -196,7 +205,7 @@ fn open_views(
         tracing::warn!("consume queues are missing or damaged; building all views from the log");
         dispatcher.topics.remove_all().map_err(unreadable)?;
         database.clear().map_err(failed)?;
-        (dispatcher, _) = open(Stored::default()).map_err(unreadable)?;
+        (dispatcher, _) = open(Stored::nothing()).map_err(unreadable)?;
     }
     dispatcher.open_at(end).map_err(unreadable)?;
     for (name, view) in &dispatcher.views.read().topics {
@@ -213,6 +222,16 @@ fn open_views(
     }
     trim_topics(&log, &dispatcher.topics, now_ms()).map_err(unreadable)?;
     Ok((database, Arc::new(dispatcher)))
+}
+
+/// Retention notes that a segment goes before it removes it.
+fn begins_too_late(log: &CommitLog, position: u64) -> OpenError {
+    OpenError::Corrupt {
+        path: log.dir().join(Segment::file_name(position)),
+        position,
+        durable: Some(log.first_position()),
+        reason: "the segment is missing".into(),
+    }
 }
 
 /// Views cannot be built from a damaged record; it lies below the end of the log, so it counted.

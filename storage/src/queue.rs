@@ -3,13 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
-use std::task::Waker;
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use longwire_proto::name::is_system_topic;
 
+use crate::arrivals::Arrivals;
 use crate::consume_queue::ConsumeQueue;
 use crate::marks::Marks;
 use crate::queue_files::QueueFiles;
@@ -263,34 +263,5 @@ impl Queue {
 
     pub(crate) fn files(&self) -> &QueueFiles {
         &self.files
-    }
-}
-
-/// The wakers of those who wait for something new in a queue.
-///
-/// To wait without missing anything: [`register`](Self::register), look at the queue once more, and
-/// only then return `Pending`. [`deregister`](Self::deregister) when no longer interested.
-#[derive(Debug, Default)]
-pub struct Arrivals {
-    wakers: Mutex<Vec<Waker>>,
-}
-
-impl Arrivals {
-    /// Adds a waker, unless it is there already. It is woken once.
-    pub fn register(&self, waker: &Waker) {
-        let mut wakers = self.wakers.lock();
-        if !wakers.iter().any(|w| w.will_wake(waker)) {
-            wakers.push(waker.clone());
-        }
-    }
-
-    /// Takes a waker out again.
-    pub fn deregister(&self, waker: &Waker) {
-        self.wakers.lock().retain(|w| !w.will_wake(waker));
-    }
-
-    pub(crate) fn wake(&self) {
-        let wakers = std::mem::take(&mut *self.wakers.lock());
-        wakers.into_iter().for_each(Waker::wake);
     }
 }

@@ -209,11 +209,11 @@ impl QueueFiles {
     }
 }
 
-fn file_name(queue: u32, base: u64) -> String {
+pub(crate) fn file_name(queue: u32, base: u64) -> String {
     format!("{queue}-{base:020}")
 }
 
-fn parse_file_name(name: &str) -> Option<(u32, u64)> {
+pub(crate) fn parse_file_name(name: &str) -> Option<(u32, u64)> {
     let (queue, base) = name.split_once('-')?;
     let base = (base.len() == 20).then(|| base.parse::<u64>().ok())??;
     (base % FILE_BYTES == 0).then_some((queue.parse().ok()?, base))

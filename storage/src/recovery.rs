@@ -139,6 +139,10 @@ fn find_segments(
     if end < durable {
         return Err(missing(dir, end, durable));
     }
+    // Retention never removes the newest segment.
+    if let Some(first) = found.first().filter(|first| durable > 0 && first.base > durable) {
+        return Err(missing(dir, durable, first.base));
+    }
     Ok(found)
 }
 

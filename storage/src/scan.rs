@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use longwire_proto::record::{RECORD_BYTES_MIN, RecordView, write_blank};
+use longwire_proto::record::{CHECKSUM_PROPERTY_BYTES, RECORD_BYTES_MIN, RecordView, write_blank};
 use memchr::memmem;
 
 use crate::disk::{Disk, DiskFile};
@@ -14,6 +14,8 @@ use crate::segment::Segment;
 const STEP_BYTES: usize = 8 << 20;
 /// Bytes looked through at once for zeros or for a record.
 const SEARCH_STEP_BYTES: usize = 1 << 20;
+/// The smallest record with a whole-record checksum: a topic of one byte, and nothing else.
+pub(crate) const WHOLE_BYTES_MIN: u64 = (RECORD_BYTES_MIN + 1 + CHECKSUM_PROPERTY_BYTES) as u64;
 /// Where a record's magic number stands, and what it is.
 const MAGIC_AT: usize = 4;
 const MAGICS: [[u8; 4]; 2] = [0xDAA3_20A7_u32.to_be_bytes(), 0xDAA3_20AB_u32.to_be_bytes()];

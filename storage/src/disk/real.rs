@@ -103,15 +103,24 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path) -> io::Result<DiskLock> {
         let options = &mut OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
+        took(file.try_lock())?;
         file.set_len(0)?;
         file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
         Ok(DiskLock::new(file))
     }
+
+    fn lock_shared(&self, path: &Path) -> io::Result<DiskLock> {
+        let file = File::open(path)?;
+        took(file.try_lock_shared())?;
+        Ok(DiskLock::new(file))
+    }
+}
+
+fn took(locked: Result<(), TryLockError>) -> io::Result<()> {
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => ErrorKind::WouldBlock.into(),
+        TryLockError::Error(error) => error,
+    })
 }
 
 #[derive(Debug)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use longwire_proto::store::{GroupRecord, TopicRecord};
 use parking_lot::Mutex;
 use prost::Message;
+use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
 use redb::{TableDefinition, WriteTransaction};
 
@@ -58,12 +59,26 @@ pub(crate) struct ViewDatabase {
 }
 
 /// What the database holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stored {
+    /// Where the log began.
+    pub(crate) first_position: u64,
     pub(crate) views: Views,
     /// The consume queues on disk have every record below.
     pub(crate) dispatched: u64,
     pub(crate) queue_files: NotedFiles,
+}
+
+impl Stored {
+    /// What a database says that has never been written.
+    pub(crate) fn nothing() -> Stored {
+        Stored {
+            first_position: u64::MAX,
+            views: Views::default(),
+            dispatched: 0,
+            queue_files: NotedFiles::new(),
+        }
+    }
 }
 
 impl ViewDatabase {
@@ -79,7 +94,7 @@ impl ViewDatabase {
                 let path_shown = path.display();
                 tracing::warn!(path = %path_shown, %error, "the views cannot be read; rebuilding");
                 disk.remove(path).map_err(redb::Error::Io)?;
-                (Stored::default(), open(&*disk, path)?)
+                (Stored::nothing(), open(&*disk, path)?)
             }
         };
         let (path, database) = (path.to_owned(), Mutex::new(Some(database)));
@@ -91,6 +106,7 @@ impl ViewDatabase {
     /// A failed call has changed nothing and can be made again.
     pub(crate) fn checkpoint(
         &self,
+        first_position: u64,
         views: &Views,
         changes: &Changes,
         dispatched: u64,
@@ -99,6 +115,7 @@ impl ViewDatabase {
         self.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert("version", VERSION)?;
+            meta.insert("first", first_position)?;
             meta.insert("folded", views.folded.max(dispatched))?;
             meta.insert("dispatched", dispatched)?;
             write_topics(transaction, views, changes)?;
@@ -147,13 +164,37 @@ fn open(disk: &dyn Disk, path: &Path) -> Result<Database, redb::Error> {
     Ok(database)
 }
 
-/// Opens the database, looks at every page of it, and reads all of it.
+/// Reads a database without changing its file; `None` if there is none.
+pub(crate) fn read_copy(disk: &dyn Disk, path: &Path) -> Result<Option<Stored>, redb::Error> {
+    let file = match disk.open_readonly(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(redb::Error::Io(error)),
+    };
+    let mut bytes = vec![0; file.bytes()? as usize];
+    read_exact_at(&*file, &mut bytes, 0)?;
+    let (stored, _) = checked(|| {
+        let copy = InMemoryBackend::new();
+        copy.set_len(bytes.len() as u64)?;
+        copy.write(0, &bytes)?;
+        Ok(Database::builder().create_with_backend(copy)?)
+    })?;
+    Ok(Some(stored))
+}
+
+fn open_checked(disk: &dyn Disk, path: &Path) -> Result<(Stored, Database), redb::Error> {
+    checked(|| open(disk, path))
+}
+
+/// Opens a database, looks at every page of it, and reads all of it.
 ///
 /// A file that is not what was written can take redb by surprise; that is damage like any other.
-fn open_checked(disk: &dyn Disk, path: &Path) -> Result<(Stored, Database), redb::Error> {
+fn checked(
+    open: impl FnOnce() -> Result<Database, redb::Error>,
+) -> Result<(Stored, Database), redb::Error> {
     let damaged = |what: &str| redb::Error::Corrupted(what.to_owned());
     let opened = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-        let mut database = open(disk, path)?;
+        let mut database = open()?;
         if !database.check_integrity()? {
             return Err(damaged("a checksum does not match"));
         }
@@ -186,6 +227,7 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
     if version != VERSION {
         return Err(redb::Error::Corrupted(format!("view version {version} is not {VERSION}")));
     }
+    let first_position = meta.get("first")?.map_or(u64::MAX, |p| p.value());
     let folded = meta.get("folded")?.map_or(0, |p| p.value());
     let dispatched = meta.get("dispatched")?.map_or(0, |p| p.value());
     let mut views = Views { folded, ..Views::default() };
@@ -219,7 +261,7 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
         let files = queue_files.entry((topic.into(), created, queue)).or_default();
         files.push(QueueFile { base, end, crc });
     }
-    Ok(Stored { views, dispatched, queue_files })
+    Ok(Stored { first_position, views, dispatched, queue_files })
 }
 
 fn write_topics(
