@@ -26,7 +26,7 @@ use crate::broker_process::{BrokerCommand, BrokerProcess};
 use crate::history::{Problems, Verified};
 
 /// What the command line asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// How many cycles, images or faults; `None`: the class's short run.
     pub count: Option<u64>,

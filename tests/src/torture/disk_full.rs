@@ -114,7 +114,7 @@ impl Cycle<'_> {
     /// Leaves so many bytes of the disk.
     fn leave(&self, bytes: u64) -> Result<(), String> {
         let left = || {
-            let disk = rustix::fs::statvfs(&self.disk.path()).map_err(|error| error.to_string())?;
+            let disk = rustix::fs::statvfs(self.disk.path()).map_err(|error| error.to_string())?;
             Ok::<u64, String>(disk.f_bfree * disk.f_frsize)
         };
         let file = File::options().create(true).append(true).open(self.ballast());
