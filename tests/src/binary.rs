@@ -32,6 +32,11 @@ pub fn broker_binary() -> &'static Path {
     })
 }
 
+/// The `torture` binary of this package and profile, which cargo builds before any suite of it.
+pub fn torture_binary() -> PathBuf {
+    profile_folder().join("torture")
+}
+
 /// `target/debug` or `target/release`, above the folder of the running test.
 fn profile_folder() -> PathBuf {
     let test = env::current_exe().expect("the path of this process");

@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use longwire_storage::Plant;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::binary::broker_binary;
+use crate::binary::{broker_binary, torture_binary};
+use crate::planted_broker;
 use crate::process_figures::ProcessFigures;
 
 /// Far longer than a broker takes to start or stop: it only keeps a broken one from hanging a suite.
@@ -72,6 +74,8 @@ pub struct BrokerCommand {
     folder: PathBuf,
     addresses: Addresses,
     settings: Vec<String>,
+    environment: Vec<(String, String)>,
+    plant: Option<Plant>,
 }
 
 /// A broker that ended before it was ready.
@@ -83,10 +87,23 @@ pub struct Refused {
     pub stderr: String,
 }
 
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Refused { code, stderr } = self;
+        write!(f, "the broker ended with status {code:?} instead of starting:\n{stderr}")
+    }
+}
+
 impl BrokerCommand {
     /// A broker whose store is in `folder`, on any free ports.
     pub fn new(folder: impl Into<PathBuf>) -> BrokerCommand {
-        BrokerCommand { folder: folder.into(), addresses: Addresses::any(), settings: Vec::new() }
+        BrokerCommand {
+            folder: folder.into(),
+            addresses: Addresses::any(),
+            settings: Vec::new(),
+            environment: Vec::new(),
+            plant: None,
+        }
     }
 
     /// On these ports, every time it is started.
@@ -101,6 +118,23 @@ impl BrokerCommand {
         self
     }
 
+    /// Where its store is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// With a variable in its environment, which is empty otherwise.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> BrokerCommand {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// With a bug planted. It is then a [`planted_broker`], not the real binary.
+    pub fn plant(mut self, bug: Option<Plant>) -> BrokerCommand {
+        self.plant = bug;
+        self
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Panics
@@ -109,9 +143,7 @@ impl BrokerCommand {
     pub fn start(&self) -> BrokerProcess {
         match self.try_start() {
             Ok(broker) => broker,
-            Err(Refused { code, stderr }) => {
-                panic!("the broker ended with status {code:?} instead of starting:\n{stderr}")
-            }
+            Err(refused) => panic!("{refused}"),
         }
     }
 
@@ -139,14 +171,18 @@ impl BrokerCommand {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(broker_binary());
-        command.env_clear().arg("--data-dir").arg(&self.folder);
         let Addresses { data, control, http } = self.addresses;
-        for (plane, address) in [("data", data), ("control", control), ("http", http)] {
-            command.arg(format!("--{plane}-listen")).arg(address.to_string());
-        }
-        for setting in &self.settings {
-            command.args(["--set", setting]);
+        let planes = [("data", data), ("control", control), ("http", http)];
+        let mut settings = vec![format!("data_dir={}", self.folder.display())];
+        settings.extend(planes.map(|(plane, address)| format!("listen.{plane}={address}")));
+        settings.extend(self.settings.iter().cloned());
+        let mut command = match self.plant {
+            None => Command::new(broker_binary()),
+            Some(bug) => planted_broker::command(torture_binary(), bug),
+        };
+        command.env_clear().envs(self.environment.iter().cloned());
+        for setting in settings {
+            command.arg("--set").arg(setting);
         }
         command
     }
@@ -237,6 +273,20 @@ impl BrokerProcess {
     /// If the process is gone.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the broker still runs");
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot say how.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("the broker's exit status")
+    }
+
+    /// How it ended, where it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
     }
 
     /// Kills it with -9 and waits until it is gone.

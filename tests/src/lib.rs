@@ -15,11 +15,15 @@ pub mod load;
 pub mod many_queues;
 pub mod member_process;
 pub mod page;
+pub mod planted_broker;
+pub mod power;
 pub mod process_figures;
 pub mod segment_reader;
 pub mod segment_writer;
+pub mod small_disk;
 pub mod strace;
 pub mod torture;
+pub mod vanish;
 pub mod wait;
 
 use std::hash::{BuildHasher, Hasher, RandomState};

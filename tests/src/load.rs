@@ -1,6 +1,7 @@
 //! Producers that keep a broker busy and remember what became of every message.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,13 +42,28 @@ impl Load {
         durability: Durability,
         pace: Duration,
     ) -> Load {
+        Load::start_as(client, topic, 0..producers, durability, pace).await
+    }
+
+    /// As [`start`](Self::start), of producers with these numbers.
+    ///
+    /// # Panics
+    ///
+    /// If a producer cannot connect.
+    pub async fn start_as(
+        client: &Client,
+        topic: &str,
+        producers: Range<u32>,
+        durability: Durability,
+        pace: Duration,
+    ) -> Load {
         let mut load = Load {
             history: Arc::default(),
             acked: watch::Sender::new(0),
             stop: CancellationToken::new(),
             producers: Vec::new(),
         };
-        for producer in 0..producers {
+        for producer in producers {
             let repeats = producer % 2 == 1;
             if repeats {
                 load.history.lock().await.allow_repeats(producer);
@@ -85,6 +101,18 @@ impl Load {
         self.stop.cancel();
         for producer in self.producers {
             producer.await.expect("a producer that ends well");
+        }
+        std::mem::take(&mut *self.history.lock().await)
+    }
+
+    /// Sends no more, waits for nothing, and gives the history. What had no answer yet is in it with
+    /// neither: it may be there or not.
+    pub async fn abandon(self) -> History {
+        for producer in &self.producers {
+            producer.abort();
+        }
+        for producer in self.producers {
+            let _ = producer.await;
         }
         std::mem::take(&mut *self.history.lock().await)
     }

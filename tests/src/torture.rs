@@ -4,15 +4,30 @@
 //! lists them. A class counts what it did, says every violation on standard error as it is found, and
 //! leaves nothing behind.
 
+mod clock;
+mod committer;
+mod disk_full;
+mod healthy_pair;
+mod kill;
+mod power_cut;
+mod scene;
+mod slow_peers;
+mod stop;
 mod store;
+mod torn_pages;
+mod witness;
 
 use std::time::{Duration, Instant};
 
 use longwire_storage::Plant;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::broker_process::{BrokerCommand, BrokerProcess};
+use crate::history::{Problems, Verified};
 
 /// What the command line asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// How many cycles, images or faults; `None`: the class's short run.
     pub count: Option<u64>,
@@ -74,6 +89,31 @@ impl Report {
         eprintln!("{} (seed {}, cycle {}): {what}", self.class, self.seed, self.cycles);
     }
 
+    /// Counts what holding a history against the log came to, and says what was wrong. Whether
+    /// nothing was.
+    pub fn count(&mut self, (verified, problems): (Verified, Problems)) -> bool {
+        self.acked += verified.acked as u64;
+        self.count_problems(&problems);
+        problems.count() == 0
+    }
+
+    /// Counts and says what is wrong.
+    pub fn count_problems(&mut self, problems: &Problems) {
+        self.lost += problems.lost;
+        self.duplicated += problems.duplicated;
+        self.misordered += problems.misordered;
+        if problems.count() > 0 {
+            self.violation(problems);
+            self.violations += problems.count() - 1;
+        }
+    }
+
+    /// Says why the class, or a part of it, is not run here.
+    pub fn skip(&mut self, reason: impl std::fmt::Display) {
+        let reasons = self.skipped.take().map_or_else(String::new, |before| before + "; ");
+        self.skipped = Some(format!("{reasons}{reason}"));
+    }
+
     /// Adds a figure of this class.
     pub fn figure(&mut self, name: &str, value: impl Into<Value>) {
         self.figures.insert(name.to_owned(), value.into());
@@ -110,9 +150,29 @@ pub type Class = (&'static str, fn(&Options) -> Report);
 
 /// Every class.
 pub const CLASSES: &[Class] = &[
+    ("kill", kill::run),
+    ("power-cut", power_cut::run),
+    ("disk-full", disk_full::run),
+    ("stop", stop::run),
+    ("clock", clock::run),
+    ("slow-peers", slow_peers::run),
     ("crash-images", store::crash_images::run),
     ("sync-errors", store::sync_errors::run),
     ("call-errors", store::call_errors::run),
     ("bit-flips", store::bit_flips::run),
     ("derived-loss", store::derived_loss::run),
 ];
+
+/// Far longer than anything takes here: it only keeps a broken broker from hanging a run.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the clients of a class run on.
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().expect("a runtime")
+}
+
+/// Starts a broker that has to start.
+fn start(command: &BrokerCommand) -> Result<BrokerProcess, String> {
+    command.try_start().map_err(|refused| refused.to_string())
+}

@@ -47,8 +47,18 @@ pub async fn until_async<T, F: Future<Output = Option<T>>>(
 ///
 /// With `what`, if it does not end within `limit`.
 pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(limit, future).await {
+    match try_within(what, limit, future).await {
         Ok(done) => done,
-        Err(_) => panic!("not within {limit:?}: {what}"),
+        Err(problem) => panic!("{problem}"),
     }
+}
+
+/// What `future` gives; fails, with `what`, if it does not end within `limit`.
+pub async fn try_within<T>(
+    what: &str,
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Result<T, String> {
+    let done = tokio::time::timeout(limit, future).await;
+    done.map_err(|_| format!("not within {limit:?}: {what}"))
 }

@@ -6,58 +6,26 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use longwire_client::{Client, ErrorCode, Message, NewTopic, QueueOffset, TagFilter, TopicQueue};
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::frame_client::{FrameClient, record};
 use longwire_tests::noise;
+use longwire_tests::small_disk::{FileSystem, SmallDisk};
 use longwire_tests::wait::{until, within};
-use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BODY_BYTES: usize = 64 << 10;
 
-/// A file system of a few MiB in memory, unmounted when dropped.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    /// `None`, with the reason printed, where mounting is not allowed.
-    fn mount(mib: u32) -> Option<SmallDisk> {
-        let folder = tempfile::tempdir().unwrap();
-        let size = format!("size={mib}m");
-        let mut command = Command::new("mount");
-        let mounted =
-            command.args(["-t", "tmpfs", "-o", &size, "longwire"]).arg(folder.path()).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(SmallDisk(folder)),
-            Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                println!("skipped: a small file system cannot be mounted here: {why}");
-                None
-            }
-            Err(error) => {
-                println!("skipped: a small file system cannot be mounted here: {error}");
-                None
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
+/// A file system of a few MiB in memory; `None`, with the reason printed, where that is not allowed.
+fn small_disk(mib: u64) -> Option<SmallDisk> {
+    SmallDisk::make(FileSystem::Tmpfs, mib).map_err(|reason| println!("skipped: {reason}")).ok()
 }
 
 #[test]
 fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
-    let Some(disk) = SmallDisk::mount(48) else { return };
+    let Some(disk) = small_disk(48) else { return };
     let ballast = disk.path().join("ballast");
     fs::write(&ballast, vec![0; 16 << 20]).unwrap();
     let command = BrokerCommand::new(disk.path().join("data"))
@@ -143,7 +111,7 @@ fn a_disk_without_a_byte_left_ends_no_broker_and_loses_nothing_by_kill() {
 
 /// `end` ends the broker once there is space again.
 fn nothing_is_lost_for_want_of_space(end: impl FnOnce(BrokerProcess) -> Duration) {
-    let Some(disk) = SmallDisk::mount(40) else { return };
+    let Some(disk) = small_disk(40) else { return };
     let ballast = disk.path().join("ballast");
     let command = BrokerCommand::new(disk.path().join("data"))
         .set("storage.segment_bytes=8MiB")

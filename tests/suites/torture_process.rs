@@ -1,0 +1,91 @@
+//! Short runs of the classes of `torture` that break real broker processes. The long runs are commands:
+//! see the binary.
+
+use longwire_storage::Plant;
+use longwire_tests::torture::{CLASSES, Options, Report};
+
+fn run(class: &str, options: Options) -> Report {
+    let (_, run) = CLASSES.iter().find(|(name, _)| *name == class).expect("a class of that name");
+    let report = run(&options);
+    println!("{}", report.line());
+    report
+}
+
+fn options(count: u64) -> Options {
+    Options { count: Some(count), seed: longwire_tests::random(), ..Options::default() }
+}
+
+/// Every promise holds, as far as the class can be run here.
+fn holds(class: &str, options: Options) {
+    let cycles = options.count;
+    let report = run(class, options);
+    assert_eq!(report.violations, 0);
+    assert!(report.skipped.is_some() || Some(report.cycles) == cycles);
+}
+
+fn power_cut(file_system: &str, torn: bool) -> Options {
+    Options { torn, file_system: Some(file_system.to_owned()), ..options(6) }
+}
+
+#[test]
+fn what_was_acked_survives_every_kill() {
+    holds("kill", options(8));
+}
+
+#[test]
+fn what_was_flushed_survives_power_cuts_on_ext4() {
+    holds("power-cut", power_cut("ext4", false));
+}
+
+#[test]
+fn what_was_flushed_survives_power_cuts_on_xfs() {
+    holds("power-cut", power_cut("xfs", false));
+}
+
+#[test]
+fn what_was_flushed_survives_torn_and_reordered_pages_on_ext4() {
+    holds("power-cut", power_cut("ext4", true));
+}
+
+#[test]
+fn what_was_flushed_survives_torn_and_reordered_pages_on_xfs() {
+    holds("power-cut", power_cut("xfs", true));
+}
+
+#[test]
+fn an_ack_before_the_sync_is_caught_by_power_cuts() {
+    let planted = Options { plant: Some(Plant::AckBeforeSync), ..options(50) };
+    let report = run("power-cut", planted);
+    assert!(report.violations > 0 || report.skipped.is_some());
+}
+
+#[test]
+fn views_ahead_of_their_content_are_caught_by_kills() {
+    let planted = Options { plant: Some(Plant::ViewAhead), ..options(50) };
+    assert!(run("kill", planted).violations > 0);
+}
+
+#[test]
+fn full_disks_end_no_broker_and_lose_nothing_on_ext4() {
+    holds("disk-full", Options { file_system: Some("ext4".to_owned()), ..options(4) });
+}
+
+#[test]
+fn full_disks_end_no_broker_and_lose_nothing_in_memory() {
+    holds("disk-full", Options { file_system: Some("tmpfs".to_owned()), ..options(4) });
+}
+
+#[test]
+fn a_broker_that_stood_still_goes_on_and_has_lost_nothing() {
+    holds("stop", options(2));
+}
+
+#[test]
+fn clocks_that_jump_lose_nothing_and_delete_nothing_at_once() {
+    holds("clock", options(1));
+}
+
+#[test]
+fn slow_and_vanished_peers_cost_little_and_go() {
+    holds("slow-peers", options(1));
+}
