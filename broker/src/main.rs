@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use longwire_broker::config::{LogConfig, LogFormat, Sources, load};
 use longwire_broker::{Broker, Config, StartError};
 use longwire_storage::OpenError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+use offline::VerifyFlags;
+
+mod offline;
 
 /// Exit statuses, by sysexits(3).
 mod exit {
@@ -39,10 +43,10 @@ Exit status: 0 stopped as told, 64 usage or configuration, 65 the log is damaged
 )]
 struct Flags {
     /// TOML file with settings; also LONGWIRE_CONFIG.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder of the store.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, global = true, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// Address of the data plane.
     #[arg(long, value_name = "IP:PORT")]
@@ -55,11 +59,19 @@ struct Flags {
     http_listen: Option<SocketAddr>,
     /// Any setting, such as storage.segment_bytes=64MiB. Can be given several times; wins over the
     /// flags above.
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Print the effective configuration as TOML and exit.
     #[arg(long)]
     print_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else there is to do than to serve.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Verify(VerifyFlags),
 }
 
 impl Flags {
@@ -107,6 +119,9 @@ fn main() -> ExitCode {
     if let Err(message) = start_logging(&loaded.config.log) {
         eprintln!("longwire-broker: {message}");
         return ExitCode::from(exit::USAGE);
+    }
+    if let Some(Command::Verify(flags)) = &flags.command {
+        return offline::run(&loaded.config.data_dir, flags);
     }
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     raise_file_limit();

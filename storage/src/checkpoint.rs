@@ -52,33 +52,22 @@ pub(crate) struct CheckpointFile {
     sequence: u64,
 }
 
+/// What the file says about the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The newest whole checkpoint.
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// The last position known to be durable, by the checkpoint or the flush mark; `None` where
+    /// neither can be read, and so nobody knows.
+    pub(crate) durable: Option<u64>,
+}
+
 impl CheckpointFile {
-    /// Opens the file and reads the newest checkpoint in it: `None` if there is none, or none whole.
-    /// The number is the last position known to be durable, by the checkpoint or the flush mark.
-    pub(crate) fn open(
-        disk: &dyn Disk,
-        path: &Path,
-    ) -> Result<(CheckpointFile, Option<Checkpoint>, u64), OpenError> {
+    /// Opens the file, or makes an empty one.
+    pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<(CheckpointFile, Known), OpenError> {
         let file = disk.open_or_create(path).map_err(FileError::on("open", path))?;
-        let mut newest: Option<(u64, Checkpoint)> = None;
-        for slot in 0..2 {
-            let bytes = read(&*file, slot * SLOT_BYTES).map_err(FileError::on("read", path))?;
-            let Some((version, sequence, checkpoint)) = decode(&bytes) else {
-                continue;
-            };
-            if version > VERSION {
-                let what = format!("has format version {version}; this is version {VERSION}");
-                return Err(OpenError::Version { path: path.to_owned(), what });
-            }
-            if newest.is_none_or(|(known, _)| sequence > known) {
-                newest = Some((sequence, checkpoint));
-            }
-        }
-        let mark = read(&*file, MARK_AT).map_err(FileError::on("read", path))?;
-        let (sequence, checkpoint) = newest.unzip();
-        let durable = checkpoint.map_or(0, |checkpoint| checkpoint.durable);
-        let flushed = decode_mark(&mark).map_or(durable, |mark| mark.max(durable));
-        Ok((CheckpointFile { file, sequence: sequence.unwrap_or(0) }, checkpoint, flushed))
+        let (sequence, known) = read_known(&*file, path)?;
+        Ok((CheckpointFile { file, sequence }, known))
     }
 
     /// The place for marks of flushes.
@@ -95,6 +84,35 @@ impl CheckpointFile {
         self.sequence = sequence;
         Ok(())
     }
+
+    /// As [`write`](Self::write), to both slots: what they said before is forgotten. A damaged slot
+    /// then cannot bring back the word that the store was closed.
+    pub(crate) fn write_both(&mut self, checkpoint: Checkpoint) -> io::Result<()> {
+        self.write(checkpoint)?;
+        self.write(checkpoint)
+    }
+}
+
+/// What a checkpoint's file says, and the sequence of its newest slot.
+pub(crate) fn read_known(file: &dyn DiskFile, path: &Path) -> Result<(u64, Known), OpenError> {
+    let mut newest: Option<(u64, Checkpoint)> = None;
+    for slot in 0..2 {
+        let bytes = read(file, slot * SLOT_BYTES).map_err(FileError::on("read", path))?;
+        let Some((version, sequence, checkpoint)) = decode(&bytes) else {
+            continue;
+        };
+        if version > VERSION {
+            let what = format!("has format version {version}; this is version {VERSION}");
+            return Err(OpenError::Version { path: path.to_owned(), what });
+        }
+        if newest.is_none_or(|(known, _)| sequence > known) {
+            newest = Some((sequence, checkpoint));
+        }
+    }
+    let mark = read(file, MARK_AT).map_err(FileError::on("read", path))?;
+    let (sequence, checkpoint) = newest.unzip();
+    let durable = checkpoint.map(|checkpoint| checkpoint.durable).max(decode_mark(&mark));
+    Ok((sequence.unwrap_or(0), Known { checkpoint, durable }))
 }
 
 /// Where the flusher notes how far the log is durable.
@@ -157,20 +175,32 @@ mod tests {
     fn a_damaged_slot_leaves_the_checkpoint_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint");
-        let (mut file, none, _) = CheckpointFile::open(&RealDisk, &path).unwrap();
-        assert_eq!(none, None);
+        let (mut file, none) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        assert_eq!(none, Known { checkpoint: None, durable: None });
         let older = Checkpoint { clean: false, durable: 10, newest_ms: 1 };
         let newer = Checkpoint { clean: true, durable: 20, newest_ms: 2 };
         file.write(older).unwrap();
         file.write(newer).unwrap();
-        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().1, Some(newer));
+        assert_eq!(checkpoint_in(&path), Some(newer));
 
         for bit in 0..USED_BYTES * 8 {
-            let mut bytes = std::fs::read(&path).unwrap();
-            bytes[bit / 8] ^= 1 << (bit % 8); // slot 0 holds sequence 2, the newer
             let damaged = dir.path().join("damaged");
-            std::fs::write(&damaged, bytes).unwrap();
-            assert_eq!(CheckpointFile::open(&RealDisk, &damaged).unwrap().1, Some(older));
+            std::fs::write(&damaged, flipped(&path, bit)).unwrap(); // slot 0 has sequence 2
+            assert_eq!(checkpoint_in(&damaged), Some(older));
+        }
+    }
+
+    #[test]
+    fn a_damaged_slot_never_says_again_that_the_store_was_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let (mut file, _) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        file.write(Checkpoint { clean: true, durable: 10, newest_ms: 1 }).unwrap();
+        file.write_both(Checkpoint { clean: false, durable: 10, newest_ms: 1 }).unwrap();
+        for bit in [0, SLOT_BYTES as usize * 8] {
+            let damaged = dir.path().join("damaged");
+            std::fs::write(&damaged, flipped(&path, bit)).unwrap();
+            assert!(!checkpoint_in(&damaged).unwrap().clean);
         }
     }
 
@@ -178,14 +208,22 @@ mod tests {
     fn the_flush_mark_counts_only_if_it_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint");
-        let (mut file, ..) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        let (mut file, _) = CheckpointFile::open(&RealDisk, &path).unwrap();
         file.write(Checkpoint { durable: 10, ..Checkpoint::default() }).unwrap();
         file.flush_mark().write(25).unwrap();
-        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().2, 25);
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[8192 + 7] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().2, 10);
+        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().1.durable, Some(25));
+        std::fs::write(&path, flipped(&path, (8192 + 7) * 8)).unwrap();
+        assert_eq!(CheckpointFile::open(&RealDisk, &path).unwrap().1.durable, Some(10));
+    }
+
+    fn checkpoint_in(path: &Path) -> Option<Checkpoint> {
+        CheckpointFile::open(&RealDisk, path).unwrap().1.checkpoint
+    }
+
+    fn flipped(path: &Path, bit: usize) -> Vec<u8> {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        bytes
     }
 
     #[test]

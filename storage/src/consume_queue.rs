@@ -17,6 +17,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::queue_files::QueueFiles;
+use crate::queue_sums::{QueueFile, QueueSums};
 use crate::segment_supply::is_full;
 
 /// Bytes of one entry.
@@ -33,12 +34,15 @@ const NEWEST_MAX: usize = 2 * PAGE_ENTRIES;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) position: u64,
-    /// 0 only where there is no record: a gap in the queue.
+    /// 0 only where there is no message: a gap in the queue.
     pub(crate) size: u32,
     pub(crate) tag_hash: i64,
 }
 
 impl Entry {
+    /// What a file holds where nothing was ever written.
+    const NONE: Entry = Entry { position: 0, size: 0, tag_hash: 0 };
+
     pub(crate) fn end(&self) -> u64 {
         self.position + u64::from(self.size)
     }
@@ -49,7 +53,7 @@ impl Entry {
         out.extend_from_slice(&self.tag_hash.to_be_bytes());
     }
 
-    fn decode(bytes: &[u8; ENTRY_BYTES as usize]) -> Entry {
+    pub(crate) fn decode(bytes: &[u8; ENTRY_BYTES as usize]) -> Entry {
         let field = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]));
         let size = u32::from_be_bytes(std::array::from_fn(|i| bytes[8 + i]));
         Entry { position: field(0), size, tag_hash: field(12) as i64 }
@@ -77,23 +81,22 @@ pub(crate) struct ConsumeQueue {
 ///  first          base        stored          base + newest.len()
 ///  |--- in files --|-- in both -|-- in memory --|
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     first: u64,
     /// The offset of the first entry in memory.
     base: u64,
     /// The files have the entries below.
     stored: u64,
+    /// The entries below are durable in the files.
+    synced: u64,
     newest: Vec<Entry>,
     /// Where in the log the newest record ends; spares a look into the files.
     newest_end: u64,
+    sums: QueueSums,
 }
 
 impl State {
-    fn stored(first: u64, stored: u64, newest_end: u64) -> State {
-        State { first, base: stored, stored, newest: Vec::new(), newest_end }
-    }
-
     fn end(&self) -> u64 {
         self.base + self.newest.len() as u64
     }
@@ -102,43 +105,62 @@ impl State {
         &self.newest[(self.stored - self.base) as usize..]
     }
 
-    /// Goes on at an offset, with nothing in between.
-    fn skip_to(&mut self, offset: u64) {
-        if self.first == self.end() {
-            self.first = offset;
+    /// Lets an index without entries begin at an offset.
+    fn begin_at(&mut self, offset: u64) {
+        if offset / FILE_ENTRIES != self.end() / FILE_ENTRIES {
+            self.sums = QueueSums::default();
         }
-        (self.base, self.stored) = (offset, offset);
+        (self.first, self.base, self.stored) = (offset, offset, offset);
         self.newest.clear();
+    }
+
+    fn add(&mut self, entry: Entry) {
+        if self.newest.capacity() == 0 {
+            self.newest.reserve(8);
+        }
+        self.newest_end = entry.end();
+        self.newest.push(entry);
+    }
+
+    /// Keeps only the last page in memory.
+    fn drop_stored(&mut self) {
+        let old = self.newest.len().saturating_sub(PAGE_ENTRIES);
+        self.newest.drain(..old);
+        self.base += old as u64;
+        self.newest.shrink_to(NEWEST_MAX);
     }
 }
 
 impl ConsumeQueue {
     /// An index without entries.
     pub(crate) fn empty(files: Arc<QueueFiles>, queue: u32) -> ConsumeQueue {
-        let state = State::stored(0, 0, 0);
-        ConsumeQueue { files, queue, state: Mutex::new(state) }
+        ConsumeQueue { files, queue, state: Mutex::default() }
     }
 
-    /// The index as the files have it, cut to the entries of records at these positions. Entries
-    /// after the range were not synced; before it there may be those of a deleted topic of the same
-    /// name, which make all of them worthless.
+    /// The index that a checkpoint has noted, without whatever else the files have; `None` if they are
+    /// not what they were then.
     pub(crate) fn load(
         files: Arc<QueueFiles>,
         queue: u32,
-        positions: Range<u64>,
-    ) -> io::Result<ConsumeQueue> {
-        let (base, end) = files.extent(queue)?;
-        let state = State::stored(base, end, 0);
+        noted: &[QueueFile],
+    ) -> io::Result<Option<ConsumeQueue>> {
+        if !files.keep_only(queue, noted)? {
+            return Ok(None);
+        }
+        let Some(sums) = QueueSums::check(noted, |file| files.read_whole(queue, file))? else {
+            return Ok(None);
+        };
+        let (base, end) = noted.first().zip(noted.last()).map_or((0, 0), |(f, l)| (f.base, l.end));
+        let state = State { base: end, stored: end, synced: end, sums, ..State::default() };
         let index = ConsumeQueue { files, queue, state: Mutex::new(state) };
-        let written = |entry: &Entry| entry.size > 0;
-        let kept = index.search(base..end, |e| !written(e) || e.position < positions.end)?;
-        let first = index.search(base..kept, |e| !written(e))?;
-        let stale = first < kept && index.entry(first)?.position < positions.start;
-        let (first, kept) = if stale { (0, 0) } else { (first, kept) };
-        index.files.truncate(queue, kept)?;
-        let newest_end = if first < kept { index.entry(kept - 1)?.end() } else { 0 };
-        *index.state.lock() = State::stored(first, kept, newest_end);
-        Ok(index)
+        // The first file can begin with entries that never were.
+        let first = index.search(base..end, |entry| *entry == Entry::NONE)?;
+        let newest_end = if first < end { index.entry(end - 1)?.end() } else { 0 };
+        {
+            let mut state = index.state.lock();
+            (state.first, state.newest_end) = (first, newest_end);
+        }
+        Ok(Some(index))
     }
 
     /// The offset of the first entry.
@@ -160,69 +182,100 @@ impl ConsumeQueue {
         if first < end { self.entry(end - 1).map(Some) } else { Ok(None) }
     }
 
+    /// Where in the log its first entry leads, if it has one.
+    pub(crate) fn first_position(&self) -> io::Result<Option<u64>> {
+        let (first, end) = {
+            let state = self.state.lock();
+            (state.first, state.end())
+        };
+        if first < end { Ok(Some(self.entry(first)?.position)) } else { Ok(None) }
+    }
+
     /// Lets an index without entries go on at an offset.
     pub(crate) fn go_on_at(&self, offset: u64) {
         let mut state = self.state.lock();
         if state.first == state.end() && state.end() < offset {
-            state.skip_to(offset);
+            state.begin_at(offset);
         }
     }
 
     /// Adds the entry of a record. One that is there already is not added again; where some are
-    /// missing, which only lost files can cause, a gap stays. `true` if there are enough entries in
-    /// memory for [`store_page`](Self::store_page).
+    /// missing, which only damage can cause, entries of no message stand for them. `true` if there
+    /// are enough entries in memory for [`store_page`](Self::store_page).
     pub(crate) fn push(&self, offset: u64, entry: Entry) -> io::Result<bool> {
         let mut state = self.state.lock();
         let end = state.end();
         if offset < end {
             return Ok(false);
         }
-        if offset > end {
-            self.store_newest(&mut state)?;
-            state.skip_to(offset);
+        if offset > end && state.first == end {
+            state.begin_at(offset);
         }
-        if state.newest.capacity() == 0 {
-            state.newest.reserve(8);
+        while state.end() < offset {
+            // With the position of what follows: searches rely on rising positions.
+            state.add(Entry { size: 0, tag_hash: 0, ..entry });
+            if state.newest.len() >= NEWEST_MAX {
+                self.spill(&mut state)?;
+            }
         }
-        state.newest.push(entry);
-        state.newest_end = entry.end();
+        state.add(entry);
         Ok(state.newest.len() >= NEWEST_MAX && state.newest.len().is_multiple_of(PAGE_ENTRIES))
     }
 
     /// Writes the entries that have gathered in memory, and keeps only the last page there.
     pub(crate) fn store_page(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
-        match self.store_newest(&mut state) {
+        self.spill(&mut self.state.lock())
+    }
+
+    fn spill(&self, state: &mut State) -> io::Result<()> {
+        match self.store_newest(state) {
+            Ok(()) => state.drop_stored(),
             // They stay in memory until there is space; the log bounds how many.
-            Err(error) if is_full(&error) => return Ok(()),
-            result => result?,
+            Err(error) if is_full(&error) => {}
+            Err(error) => return Err(error),
         }
-        let old = state.newest.len().saturating_sub(PAGE_ENTRIES);
-        state.newest.drain(..old);
-        state.base += old as u64;
-        state.newest.shrink_to(NEWEST_MAX);
         Ok(())
     }
 
-    /// Writes all entries to the files; a sync of them is the caller's.
-    pub(crate) fn store(&self) -> io::Result<()> {
-        self.store_newest(&mut self.state.lock())
+    /// Writes all entries to the files; a sync of them is the caller's. Returns the files, for a
+    /// checkpoint to note, and the end of what is in them.
+    pub(crate) fn store(&self) -> io::Result<(Vec<QueueFile>, u64)> {
+        let mut state = self.state.lock();
+        self.store_newest(&mut state)?;
+        Ok((state.sums.files_from(state.first).to_vec(), state.stored))
+    }
+
+    /// Makes the files durable that have entries which are not.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let (unsynced, stored) = {
+            let state = self.state.lock();
+            (state.sums.files_from(state.synced).to_vec(), state.stored)
+        };
+        unsynced.iter().try_for_each(|file| self.files.sync(self.queue, file))?;
+        self.note_synced(stored);
+        Ok(())
+    }
+
+    /// The entries below an offset have become durable with the whole file system.
+    pub(crate) fn note_synced(&self, end: u64) {
+        let mut state = self.state.lock();
+        state.synced = state.synced.max(end);
     }
 
     fn store_newest(&self, state: &mut State) -> io::Result<()> {
-        let mut entries = state.unstored();
-        let mut at = state.stored;
-        let mut bytes = Vec::with_capacity(entries.len() * ENTRY_BYTES as usize);
-        while !entries.is_empty() {
-            let room = FILE_ENTRIES - at % FILE_ENTRIES;
-            let (now, later) = entries.split_at(entries.len().min(room as usize));
+        let mut bytes = Vec::new();
+        while state.stored < state.end() {
+            let room = FILE_ENTRIES - state.stored % FILE_ENTRIES;
+            let unstored = state.unstored();
+            let some = &unstored[..unstored.len().min(room as usize)];
+            let end = state.stored + some.len() as u64;
             bytes.clear();
-            now.iter().for_each(|entry| entry.encode(&mut bytes));
-            self.files.write(self.queue, at, &bytes)?;
-            at += now.len() as u64;
-            entries = later;
+            bytes.reserve(some.len() * ENTRY_BYTES as usize);
+            some.iter().for_each(|entry| entry.encode(&mut bytes));
+            self.files.write(self.queue, state.stored, &bytes)?;
+            state.sums.add(state.stored, &bytes);
+            state.stored = end;
         }
-        state.stored = at;
         Ok(())
     }
 
@@ -252,7 +305,7 @@ impl ConsumeQueue {
         Ok(())
     }
 
-    fn entry(&self, offset: u64) -> io::Result<Entry> {
+    pub(crate) fn entry(&self, offset: u64) -> io::Result<Entry> {
         let mut out = Vec::with_capacity(1);
         self.read(offset, 1, IndexRead::MayBlock, &mut out)?;
         out.first().copied().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
@@ -293,18 +346,32 @@ impl ConsumeQueue {
         self.search(first..base, |entry| entry.end() <= position)
     }
 
-    /// Forgets the entries of records below a position, and removes files that have no others.
-    pub(crate) fn trim(&self, first_position: u64) -> io::Result<()> {
+    /// Forgets the entries of records below a position; `true` if it had some. Their files go with
+    /// [`remove_old`](Self::remove_old).
+    pub(crate) fn trim(&self, first_position: u64) -> io::Result<bool> {
         let (first, end) = {
             let state = self.state.lock();
             (state.first, state.end())
         };
-        let kept =
-            self.search(first..end, |entry| entry.size == 0 || entry.position < first_position)?;
-        if kept > first {
-            self.state.lock().first = kept;
-            self.files.remove_below(self.queue, kept)?;
-        }
-        Ok(())
+        let kept = self.search(first..end, |entry| entry.position < first_position)?;
+        self.trim_to(kept);
+        Ok(kept > first)
+    }
+
+    /// Forgets the entries below an offset.
+    pub(crate) fn trim_to(&self, offset: u64) {
+        let mut state = self.state.lock();
+        state.first = state.first.max(offset.min(state.end()));
+    }
+
+    /// Removes files of which no checkpoint knows any more.
+    pub(crate) fn remove_old(&self) -> io::Result<()> {
+        let first = {
+            let mut state = self.state.lock();
+            let first = state.first;
+            state.sums.forget_below(first);
+            first
+        };
+        self.files.remove_below(self.queue, first)
     }
 }

@@ -3,6 +3,14 @@
 //! Every create, preallocation, map, write, sync, rename and removal goes through [`Disk`] and
 //! [`DiskFile`], so that a test can record, reorder and fail them.
 
+#[cfg(feature = "testing")]
+mod crash;
+#[cfg(feature = "testing")]
+mod fault;
+#[cfg(feature = "testing")]
+mod faults;
+#[cfg(feature = "testing")]
+mod journal;
 mod mapping;
 mod real;
 
@@ -11,6 +19,14 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub use crash::{CrashModel, Survives};
+#[cfg(feature = "testing")]
+pub use fault::FaultDisk;
+#[cfg(feature = "testing")]
+pub use faults::{Fault, Outcome, Verb};
+#[cfg(feature = "testing")]
+pub use journal::{Event, FileId};
 pub(crate) use mapping::{MappedTail, Mapping};
 pub use real::RealDisk;
 
@@ -56,6 +72,10 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Takes the exclusive lock on a file until the guard is dropped; `WouldBlock` if another
     /// process has it.
     fn lock(&self, path: &Path) -> io::Result<DiskLock>;
+
+    /// Keeps others from taking the exclusive lock, without writing to the file, which must exist;
+    /// `WouldBlock` if another process has the exclusive lock.
+    fn lock_shared(&self, path: &Path) -> io::Result<DiskLock>;
 }
 
 /// A lock on a file, until it is dropped.
@@ -84,6 +104,10 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
 
     /// As [`read_at`](Self::read_at), but only from memory: `WouldBlock` if a disk would be needed.
     fn read_resident_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// The first byte at or behind `at` that may not be zero, as far as the file system knows; `None`
+    /// if there is none.
+    fn data_from(&self, at: u64) -> io::Result<Option<u64>>;
 
     /// Writes all bytes of the slices, one after another. What the slices are afterwards is
     /// unspecified.

@@ -1,18 +1,20 @@
 //! The one builder of views: follows the log and adds every record to what is derived from it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use longwire_proto::record::{RecordView, write_blank};
-use parking_lot::{Condvar, Mutex, RwLock};
+use longwire_proto::record::RecordView;
+use parking_lot::{Mutex, RwLock};
 
+use crate::call::Call;
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
 use crate::marks::Marks;
 use crate::queue::{Queue, Topic};
+use crate::scan::{check_record, is_blank};
 use crate::segment::Segment;
 use crate::topics::Topics;
+use crate::unflushed::Unflushed;
 use crate::views::Views;
 use crate::views::system_topic::{self, SystemRecord};
 
@@ -36,8 +38,7 @@ pub(crate) struct Dispatcher {
     pub(crate) views: Arc<RwLock<Views>>,
     /// Queues whose index has changed since the last checkpoint.
     pub(crate) unsynced: Mutex<Vec<Arc<Queue>>>,
-    /// Queues with records that become visible when the log is durable up to a position.
-    unflushed: Mutex<VecDeque<(u64, Arc<Queue>)>>,
+    unflushed: Unflushed,
     pass: Mutex<Pass>,
     call: Call,
 }
@@ -60,36 +61,8 @@ enum Place {
     Thread,
     /// On the thread that appended.
     Inline,
-}
-
-/// Calls the dispatcher's thread.
-#[derive(Debug, Default)]
-struct Call {
-    /// (called, stopped)
-    state: Mutex<(bool, bool)>,
-    changed: Condvar,
-}
-
-impl Call {
-    fn raise(&self) {
-        self.state.lock().0 = true;
-        self.changed.notify_one();
-    }
-
-    fn stop(&self) {
-        self.state.lock().1 = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits for a call; `false` once stopped.
-    fn wait(&self) -> bool {
-        let mut state = self.state.lock();
-        while *state == (false, false) {
-            self.changed.wait(&mut state);
-        }
-        state.0 = false;
-        !state.1
-    }
+    /// Where the store is being opened: what is read may have been damaged meanwhile.
+    Opening,
 }
 
 impl Dispatcher {
@@ -105,7 +78,7 @@ impl Dispatcher {
             topics: Arc::new(topics),
             views: Arc::new(RwLock::new(views)),
             unsynced: Mutex::default(),
-            unflushed: Mutex::default(),
+            unflushed: Unflushed::default(),
             pass: Mutex::default(),
             call: Call::default(),
         }
@@ -114,7 +87,7 @@ impl Dispatcher {
     /// The thread's loop, until [`stop`](Self::stop) or the store has failed.
     pub(crate) fn run(&self) {
         while self.call.wait() {
-            if let Err(error) = self.catch_up(self.marks.written.get()) {
+            if let Err(error) = self.catch_up(self.marks.written.get(), Place::Thread) {
                 self.marks.poison(format!("building the views failed: {error}"));
                 return;
             }
@@ -125,11 +98,17 @@ impl Dispatcher {
         self.call.stop();
     }
 
+    /// Brings the views up to the end of the log that is being opened, and checks every record it
+    /// reads; a damaged one is an error that holds an [`UnreadableRecord`].
+    pub(crate) fn open_at(&self, end: u64) -> io::Result<()> {
+        self.catch_up(end, Place::Opening)
+    }
+
     /// Dispatches everything up to a position. May wait for a disk.
-    pub(crate) fn catch_up(&self, to: u64) -> io::Result<()> {
+    fn catch_up(&self, to: u64, place: Place) -> io::Result<()> {
         let mut pass = self.pass.lock();
         while self.marks.dispatched.get() < to {
-            self.pass(&mut pass, to, Place::Thread)?;
+            self.pass(&mut pass, to, place)?;
         }
         pass.full.drain(..).try_for_each(|queue| queue.index.store_page())
     }
@@ -168,15 +147,20 @@ impl Dispatcher {
     /// served.
     pub(crate) fn fold_views(&self, to: u64) -> io::Result<()> {
         let mut views = self.views.write();
-        let mut from = views.folded.max(self.log.first_position());
+        let first = self.log.first_position();
+        let mut from = views.folded.max(first);
+        if from == first && first > 0 {
+            views.begin_anew();
+        }
         while from < to {
-            from = self.walk(from, to, |record| {
+            from = self.walk(from, to, Place::Opening, |record| {
                 if let Some(system) = SystemRecord::read(record) {
                     views.fold(system, record.position(), end_of(record));
                 }
                 Ok(true)
             })?;
         }
+        views.end_anew();
         views.folded = views.folded.max(to);
         Ok(())
     }
@@ -186,20 +170,17 @@ impl Dispatcher {
         pass.number += 1;
         let from = self.marks.dispatched.get();
         let mut all = true;
-        let to = self.walk(from, to, |record| {
+        let to = self.walk(from, to, place, |record| {
             // Topics come and go with files.
-            all = place == Place::Thread || record.topic() != system_topic::TOPICS;
+            all = place != Place::Inline || record.topic() != system_topic::TOPICS;
             if all { self.dispatch(pass, record).map(|()| true) } else { Ok(false) }
         })?;
         self.marks.dispatched.advance(to);
-        {
-            let mut unflushed = self.unflushed.lock();
-            for queue in pass.touched.drain(..) {
-                if queue.waits_for_flush() {
-                    unflushed.push_back((to, queue));
-                } else {
-                    queue.arrivals().wake();
-                }
+        for queue in pass.touched.drain(..) {
+            if queue.waits_for_flush() {
+                self.unflushed.push(to, queue);
+            } else {
+                queue.arrivals().wake();
             }
         }
         self.flushed();
@@ -208,13 +189,7 @@ impl Dispatcher {
 
     /// Wakes those who wait for records that have become durable.
     pub(crate) fn flushed(&self) {
-        let durable = self.marks.durable.get();
-        let mut unflushed = self.unflushed.lock();
-        while unflushed.front().is_some_and(|(end, _)| *end <= durable) {
-            if let Some((_, queue)) = unflushed.pop_front() {
-                queue.arrivals().wake();
-            }
-        }
+        self.unflushed.flushed(&self.marks.durable);
     }
 
     fn dispatch(&self, pass: &mut Pass, record: &RecordView<'_>) -> io::Result<()> {
@@ -251,6 +226,7 @@ impl Dispatcher {
         &self,
         from: u64,
         to: u64,
+        place: Place,
         mut each: impl FnMut(&RecordView<'_>) -> io::Result<bool>,
     ) -> io::Result<u64> {
         let segments = self.log.segments();
@@ -263,8 +239,11 @@ impl Dispatcher {
             if is_blank(&bytes[at..], segment.end() - position) {
                 return Ok(segment.end());
             }
-            let record = RecordView::parse(&bytes[at..])
-                .map_err(|error| unreadable(position, &error.to_string()))?;
+            let record = match place {
+                Place::Opening => check_record(&bytes[at..], position),
+                _ => RecordView::parse(&bytes[at..]).map_err(|error| error.to_string()),
+            };
+            let record = record.map_err(|reason| unreadable(position, &reason))?;
             if !each(&record)? {
                 break;
             }
@@ -272,11 +251,6 @@ impl Dispatcher {
         }
         Ok(from + at as u64)
     }
-}
-
-/// Whether `bytes` begin with the blank record that fills the `remaining` bytes of a segment.
-pub(crate) fn is_blank(bytes: &[u8], remaining: u64) -> bool {
-    u32::try_from(remaining).is_ok_and(|remaining| bytes.starts_with(&write_blank(remaining)))
 }
 
 /// The store timestamp of the first record of a segment; `None` if there is none.
@@ -289,6 +263,15 @@ fn end_of(record: &RecordView<'_>) -> u64 {
     record.position() + record.size() as u64
 }
 
-fn unreadable(position: u64, what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("position {position}: {what}"))
+/// A record below the log's end that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("position {position}: {reason}")]
+pub(crate) struct UnreadableRecord {
+    pub(crate) position: u64,
+    pub(crate) reason: String,
+}
+
+fn unreadable(position: u64, reason: &str) -> io::Error {
+    let unreadable = UnreadableRecord { position, reason: reason.to_owned() };
+    io::Error::new(io::ErrorKind::InvalidData, unreadable)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use longwire_proto::ErrorCode;
 use longwire_proto::name::NameError;
-use longwire_proto::record::RecordError;
+use longwire_proto::record::{EncodeError, RecordError};
 
 use crate::watermark::WatermarkClosed;
 
@@ -47,6 +47,9 @@ pub enum OpenError {
         /// The other process, if it left its number.
         pid: Option<u32>,
     },
+    /// There is no store to look at.
+    #[error("there is no store in {}: it has no segments in a folder commitlog", .0.display())]
+    Absent(PathBuf),
     /// A setting makes no sense.
     #[error("{0}")]
     Config(String),
@@ -60,17 +63,22 @@ pub enum OpenError {
     },
     /// Records that were durable are damaged or missing. Nothing was changed.
     #[error(
-        "the log is damaged below its durable position: {reason} at position {position} in {}; \
-         durable up to {durable}. Nothing was changed. Restore the file from a backup or a replica",
-        path.display()
+        "the log is damaged where records may have been acknowledged: {reason} at position {position} \
+         in {}; {}. Nothing was changed. Restore the file from a backup, or see what is lost with \
+         'longwire-broker verify' and copy what is whole with 'longwire-broker verify --salvage FOLDER'",
+        path.display(),
+        durable.map_or_else(
+            || "the checkpoint is missing or damaged".to_owned(),
+            |durable| format!("durable up to {durable}")
+        )
     )]
     Corrupt {
         /// The segment's file.
         path: PathBuf,
         /// Where the damage begins.
         position: u64,
-        /// Everything below this had been acknowledged as durable.
-        durable: u64,
+        /// Everything below this had been acknowledged as durable; `None`: not known.
+        durable: Option<u64>,
         /// What is wrong there.
         reason: String,
     },
@@ -80,6 +88,35 @@ pub enum OpenError {
     /// The view database failed.
     #[error("the view database failed: {0}; it can be deleted, it is rebuilt from the log")]
     Views(String),
+}
+
+/// Why a store could not be salvaged. The original is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SalvageError {
+    /// The folder to copy to has something in it.
+    #[error("{} is not empty; name a folder that is not there yet", .0.display())]
+    Exists(PathBuf),
+    /// The copy does not fit where it is to go.
+    #[error("the copy needs {needed} bytes and there are {free}; free some or name another folder")]
+    NoSpace {
+        /// Bytes of the segments.
+        needed: u64,
+        /// Bytes that can be taken up.
+        free: u64,
+    },
+    /// The damaged store cannot be read, or the copy not opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The copy was not closed cleanly.
+    #[error(transparent)]
+    Close(#[from] CloseError),
+    /// A call on a file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What is lost cannot be filled.
+    #[error("cannot fill what is lost: {0}")]
+    Fill(#[from] EncodeError),
 }
 
 /// Why records were not appended. None of them was.

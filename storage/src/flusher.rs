@@ -68,3 +68,17 @@ impl Flusher {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_ends_a_wait_and_leaves_nothing_behind() {
+        let marks = Marks::new(0, 0);
+        let deadline = Instant::now() + Duration::from_millis(5);
+        assert!(!marks.flush_wanted.wait_until(1, Some(deadline)).unwrap());
+        let left = format!("{:?}", marks.flush_wanted);
+        assert!(left.contains("wakers: {}"), "{left}");
+    }
+}

@@ -1,24 +1,24 @@
 //! Checkpoints and retention, on a thread of their own.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longwire_proto::store::QueueOffset;
 use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile};
 use crate::commit_log::CommitLog;
 use crate::disk::Disk;
 use crate::dispatcher::Dispatcher;
+use crate::error::AppendError;
 use crate::marks::Marks;
 use crate::plant::{Plant, planted};
 use crate::queue::Queue;
-use crate::retention::Retention;
+use crate::retention::{RetainError, Retention};
 use crate::segment_supply::is_full;
 use crate::views::Views;
-use crate::views::database::{QueueEnd, ViewDatabase, io_error};
+use crate::views::database::{NotedQueue, ViewDatabase, io_error};
 use crate::views::system_topic::SystemRecord;
 
 /// Log bytes that are worth bringing the consume queue of one more queue to disk.
@@ -43,7 +43,7 @@ pub(crate) struct Housekeeper {
 
 impl Housekeeper {
     /// The thread's loop. `carry` appends records again and waits until they are durable and folded.
-    pub(crate) fn run(&self, carry: impl Fn(Vec<SystemRecord>) -> Result<(), String>) {
+    pub(crate) fn run(&self, carry: impl Fn(Vec<SystemRecord>) -> Result<(), AppendError>) {
         let dispatched = &self.marks.dispatched;
         let mut done = dispatched.get();
         let mut noted = done;
@@ -65,27 +65,40 @@ impl Housekeeper {
             } else {
                 Ok(())
             };
-            match written {
-                Ok(()) => {}
-                // The next start has more to read, that is all. The next turn tries again.
-                Err(error) if is_full(&error) => {
-                    tracing::warn!(%error, "no space for a checkpoint");
-                }
-                Err(error) => {
-                    self.marks.poison(format!("writing a checkpoint failed: {error}"));
-                    return;
-                }
+            if let Err(error) = written
+                && !self.can_go_on("a checkpoint", error)
+            {
+                return;
             }
             if due {
                 checkpoint_due = Instant::now() + self.checkpoint_interval;
             }
             if Instant::now() >= retention_due {
                 retention_due = Instant::now() + self.retention_interval;
-                if let Err(error) = self.retain(&carry) {
-                    tracing::error!(%error, "retention failed; it tries again later");
+                match self.retain(&carry) {
+                    Ok(()) => {}
+                    Err(RetainError::Append(error)) => {
+                        tracing::warn!(%error, "retention cannot append; it tries again later");
+                    }
+                    Err(RetainError::Io(error)) => {
+                        if !self.can_go_on("retention", error) {
+                            return;
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// Whether the next turn can try again: only where all that was missing is space. The next start
+    /// then has more to read.
+    fn can_go_on(&self, what: &str, error: io::Error) -> bool {
+        if is_full(&error) {
+            tracing::warn!(%error, "no space for {what}");
+            return true;
+        }
+        self.marks.poison(format!("{what} failed: {error}"));
+        false
     }
 
     /// After how many bytes the views are brought to disk: what that costs goes with the number of
@@ -118,79 +131,43 @@ impl Housekeeper {
     }
 
     fn write_views(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<()> {
-        let ends = self.sync_queues(dispatched, queues)?;
+        let noted = self.sync_queues(queues)?;
         let (views, changes) = self.views.write().take_changes();
         let dispatched = match planted(Plant::ViewAhead) {
             true => self.marks.written.get().max(dispatched + 1),
             false => dispatched,
         };
         // A view on disk must never know of a record that a power cut takes back.
-        let written = self.marks.flush(views.folded).map_err(io::Error::other).and_then(|()| {
-            self.database.checkpoint(&views, &changes, dispatched, &ends).map_err(io_error)
+        let known = views.folded.max(self.marks.dispatched.get());
+        let written = self.marks.flush(known).map_err(io::Error::other).and_then(|()| {
+            let first = self.log.first_position();
+            self.database.checkpoint(first, &views, &changes, dispatched, &noted).map_err(io_error)
         });
         written.inspect_err(|_| self.views.write().changes.merge(changes))
     }
 
-    /// Brings consume queues to disk; returns where each of them is, there, with the records below
-    /// `dispatched`.
-    fn sync_queues(&self, dispatched: u64, queues: &[Arc<Queue>]) -> io::Result<Vec<QueueEnd>> {
-        let live = || queues.iter().filter(|queue| !queue.is_deleted());
-        let stored = live().map(|queue| {
-            // Without the entries behind it, which a start cuts off.
-            let end = queue.index.end_below(dispatched)?;
-            queue.store_index()?;
-            Ok(((queue.topic().clone(), queue.id()), end))
-        });
-        let ends = stored.collect::<io::Result<_>>()?;
-        if queues.len() > SYNC_EACH_MAX {
+    /// Brings consume queues to disk, for a checkpoint to note.
+    fn sync_queues(&self, queues: &[Arc<Queue>]) -> io::Result<Vec<NotedQueue>> {
+        let live: Vec<_> = queues.iter().filter(|queue| !queue.is_deleted()).collect();
+        let mut noted = Vec::with_capacity(live.len());
+        let mut ends = Vec::with_capacity(live.len());
+        for queue in &live {
+            let (files, end) = queue.index.store()?;
+            let (topic, created_position) = (queue.topic().clone(), queue.created_position());
+            noted.push(NotedQueue { topic, created_position, queue: queue.id(), files });
+            ends.push(end);
+        }
+        if live.len() > SYNC_EACH_MAX {
             self.disk.sync_file_system(self.log.dir())?;
+            live.iter().zip(ends).for_each(|(queue, end)| queue.index.note_synced(end));
         } else {
-            live().try_for_each(|queue| queue.sync_index())?;
-            let mut dirs: Vec<_> = live().map(|queue| queue.files().dir()).collect();
-            dirs.dedup();
+            live.iter().try_for_each(|queue| queue.index.sync())?;
+            // A topic's folder may be as new as its files.
+            let dirs = live.iter().map(|queue| queue.files().dir());
+            let dirs: BTreeSet<_> =
+                dirs.flat_map(|dir| [Some(dir), dir.parent()]).flatten().collect();
             dirs.into_iter().try_for_each(|dir| self.disk.sync_dir(dir))?;
         }
-        Ok(ends)
-    }
-
-    /// Removes expired segments, one after another.
-    fn retain(
-        &self,
-        carry: &impl Fn(Vec<SystemRecord>) -> Result<(), String>,
-    ) -> Result<(), String> {
-        let segments = self.log.segments();
-        for segment in &segments[..self.retention.expired(&segments)] {
-            let floors = self.floors(segment.end()).map_err(|error| error.to_string())?;
-            let carried = self.views.read().carried_forward(segment.end(), &floors);
-            if !carried.is_empty() {
-                carry(carried)?;
-            }
-            self.write_checkpoint(false).map_err(|error| error.to_string())?;
-            if self.marks.durable.get() < segment.end() {
-                return Ok(()); // Not flushed yet; next time.
-            }
-            self.log.pop_oldest();
-            for topic in self.dispatcher.topics.all() {
-                for queue in topic.queues() {
-                    queue.index.trim(segment.end()).map_err(|error| error.to_string())?;
-                }
-            }
-            segment.unlink(&*self.disk).map_err(|error| error.to_string())?;
-            tracing::info!(path = %segment.path().display(), "removed an expired segment");
-        }
-        Ok(())
-    }
-
-    /// The ends of the queues that have no record from a position on, by topic.
-    fn floors(&self, position: u64) -> io::Result<HashMap<Arc<str>, Vec<QueueOffset>>> {
-        let mut floors: HashMap<Arc<str>, Vec<QueueOffset>> = HashMap::new();
-        for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
-            let offset = queue.index.end();
-            if offset > 0 && queue.index.last()?.is_none_or(|last| last.position < position) {
-                let floor = QueueOffset { queue: queue.id(), offset };
-                floors.entry(queue.topic().clone()).or_default().push(floor);
-            }
-        }
-        Ok(floors)
+        Ok(noted)
     }
 }

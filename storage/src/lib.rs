@@ -41,6 +41,8 @@
 //! ```
 
 mod appender;
+mod arrivals;
+mod call;
 mod checkpoint;
 mod commit_log;
 mod config;
@@ -55,28 +57,38 @@ mod open;
 mod plant;
 mod queue;
 mod queue_files;
+mod queue_sums;
 mod read_plan;
 mod recovery;
 mod retention;
 mod run;
+mod salvage;
+mod scan;
 mod segment;
 mod segment_supply;
 mod store;
+mod sync;
 mod topics;
+mod unflushed;
+mod verify;
 mod views;
 mod watermark;
 
 pub use appender::{Appended, Extent, QueueRun};
+pub use arrivals::{Arrival, Arrivals, Wanted};
 pub use config::{AppendPath, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
 pub use consume_queue::IndexRead;
 pub use error::{
-    AppendError, CloseError, FileError, GroupError, OpenError, ReadError, RunError, TopicError,
+    AppendError, CloseError, FileError, GroupError, OpenError, ReadError, RunError, SalvageError,
+    TopicError,
 };
 #[cfg(feature = "testing")]
 pub use plant::{Plant, plant};
-pub use queue::{Arrivals, Durability, Queue, Topic, TopicConfig, TopicUpdate};
+pub use queue::{Durability, Queue, Topic, TopicConfig, TopicUpdate};
 pub use read_plan::{Range, ReadPlan, TagFilter};
 pub use run::RecordRun;
+pub use salvage::{salvage, salvage_on};
 pub use store::{Store, StoreStats};
+pub use verify::{Damage, Gap, LostMessage, Verified, verify, verify_on};
 pub use views::CommittedOffset;
 pub use watermark::{Reached, Watermark, WatermarkClosed};

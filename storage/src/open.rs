@@ -8,7 +8,6 @@
 //!  {dir}/views.redb      a view: topics, groups, committed offsets
 //! ```
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,38 +16,38 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::appender::Appender;
+use crate::appender::{Appender, now_ms};
 use crate::checkpoint::{Checkpoint, CheckpointFile};
 use crate::commit_log::CommitLog;
 use crate::config::StoreConfig;
 use crate::disk::{Disk, DiskLock, RealDisk};
-use crate::dispatcher::{Dispatcher, oldest_ms};
+use crate::dispatcher::{Dispatcher, UnreadableRecord, oldest_ms};
 use crate::error::{FileError, OpenError};
 use crate::flusher::Flusher;
 use crate::housekeeper::Housekeeper;
 use crate::marks::Marks;
 use crate::queue_files::FileCache;
 use crate::recovery::{RecoveredLog, recover};
-use crate::retention::Retention;
+use crate::retention::{Clock, Retention, trim_topics};
 use crate::segment::Segment;
 use crate::segment_supply::SegmentSupply;
 use crate::store::Store;
 use crate::topics::Topics;
-use crate::views::Views;
-use crate::views::database::{QueueEnds, ViewDatabase};
+use crate::views::database::{Stored, ViewDatabase};
 
 /// Where the files of a store are.
-struct Paths {
-    dir: PathBuf,
-    lock: PathBuf,
-    checkpoint: PathBuf,
-    log: PathBuf,
-    queues: PathBuf,
-    views: PathBuf,
+#[derive(Debug)]
+pub(crate) struct Paths {
+    pub(crate) dir: PathBuf,
+    pub(crate) lock: PathBuf,
+    pub(crate) checkpoint: PathBuf,
+    pub(crate) log: PathBuf,
+    pub(crate) queues: PathBuf,
+    pub(crate) views: PathBuf,
 }
 
 impl Paths {
-    fn new(dir: &Path) -> Paths {
+    pub(crate) fn new(dir: &Path) -> Paths {
         Paths {
             dir: dir.to_owned(),
             lock: dir.join("lock"),
@@ -76,15 +75,14 @@ impl Store {
             disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
         }
         let lock = take_lock(&*disk, &paths)?;
-        let (mut checkpoint_file, checkpoint, flushed) =
-            CheckpointFile::open(&*disk, &paths.checkpoint)?;
-        let recovered = recover(&*disk, &paths.log, &config, checkpoint, flushed)?;
-        let checkpoint = checkpoint.unwrap_or_default();
+        let (mut checkpoint_file, known) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
+        let recovered = recover(&*disk, &paths.log, &config, &known)?;
         let RecoveredLog { segments, end, newest_ms } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
-        sync_from(&segments, checkpoint.durable).map_err(FileError::on("sync", &paths.log))?;
+        let durable = known.checkpoint.unwrap_or_default().durable;
+        sync_from(&segments, durable).map_err(FileError::on("sync", &paths.log))?;
         checkpoint_file
-            .write(Checkpoint { clean: false, durable: end, newest_ms })
+            .write_both(Checkpoint { clean: false, durable: end, newest_ms })
             .map_err(FileError::on("write", &paths.checkpoint))?;
         disk.sync_dir(&paths.dir).map_err(FileError::on("sync", &paths.dir))?;
 
@@ -113,7 +111,12 @@ impl Store {
                 views: dispatcher.views.clone(),
                 database,
                 checkpoint: Mutex::new(checkpoint_file),
-                retention: Retention { age: config.retention_age, bytes: config.retention_bytes },
+                retention: Retention {
+                    age: config.retention_age,
+                    bytes: config.retention_bytes,
+                    clock: Mutex::new(Clock::new(newest_ms, config.retention_age)),
+                    overtaken: Mutex::default(),
+                },
                 checkpoint_interval: config.checkpoint_interval,
                 checkpoint_bytes: config.checkpoint_bytes,
                 retention_interval: config.retention_check_interval,
@@ -135,13 +138,19 @@ impl Store {
 }
 
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {
-    disk.lock(&paths.lock).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            let pid = fs::read_to_string(&paths.lock).ok().and_then(|s| s.trim().parse().ok());
-            OpenError::Locked { dir: paths.dir.clone(), pid }
-        }
-        _ => FileError::on("lock", &paths.lock)(error).into(),
-    })
+    disk.lock(&paths.lock).map_err(|error| locked(disk, paths, error))
+}
+
+/// Why the lock cannot be had, and who has it.
+pub(crate) fn locked(disk: &dyn Disk, paths: &Paths, error: io::Error) -> OpenError {
+    if error.kind() != io::ErrorKind::WouldBlock {
+        return FileError::on("lock", &paths.lock)(error).into();
+    }
+    let mut text = [0; 32];
+    let read = disk.open_readonly(&paths.lock).and_then(|file| file.read_at(&mut text, 0));
+    let pid =
+        read.ok().and_then(|read| std::str::from_utf8(&text[..read]).ok()?.trim().parse().ok());
+    OpenError::Locked { dir: paths.dir.clone(), pid }
 }
 
 fn sync_from(segments: &[Arc<Segment>], durable: u64) -> io::Result<()> {
@@ -169,34 +178,36 @@ fn open_views(
     end: u64,
 ) -> Result<(ViewDatabase, Arc<Dispatcher>), OpenError> {
     let failed = |error: redb::Error| OpenError::Views(error.to_string());
+    let unreadable = |error| cannot_build(error, &log, &paths.dir);
     let (database, mut stored) = ViewDatabase::open(disk.clone(), &paths.views).map_err(failed)?;
+    if stored.first_position < log.first_position() {
+        return Err(begins_too_late(&log, stored.first_position));
+    }
     if stored.views.folded > end {
         tracing::warn!("the views know more than the log; rebuilding them");
         database.clear().map_err(failed)?;
-        stored = Default::default();
+        stored = Stored::nothing();
     }
     let cache = FileCache::new(disk.clone());
-    let open = |views: Views, ends: &QueueEnds, dispatched: u64| {
+    let open = |Stored { views, dispatched, queue_files, .. }| {
         let marks = Arc::new(Marks::new(end, dispatched.max(log.first_position())));
         let topics = Topics::new(paths.queues.clone(), cache.clone(), marks.clone());
         let dispatcher = Dispatcher::new(log.clone(), marks, topics, views);
         dispatcher.fold_views(end)?;
         let whole = {
             let views = dispatcher.views.read();
-            dispatcher.topics.open(&views, dispatched, ends)?
+            dispatcher.topics.open(&views, &queue_files)?
         };
         Ok((dispatcher, whole))
     };
-    let unreadable = |error| FileError::on("build the views in", &paths.dir)(error);
-    let (mut dispatcher, whole) =
-        open(stored.views, &stored.queue_ends, stored.dispatched).map_err(unreadable)?;
+    let (mut dispatcher, whole) = open(stored).map_err(unreadable)?;
     if !whole {
-        tracing::warn!("consume queues are missing; building them from the log");
+        tracing::warn!("consume queues are missing or damaged; building all views from the log");
         dispatcher.topics.remove_all().map_err(unreadable)?;
-        let views = std::mem::take(&mut *dispatcher.views.write());
-        (dispatcher, _) = open(views, &QueueEnds::new(), 0).map_err(unreadable)?;
+        database.clear().map_err(failed)?;
+        (dispatcher, _) = open(Stored::nothing()).map_err(unreadable)?;
     }
-    dispatcher.catch_up(end).map_err(unreadable)?;
+    dispatcher.open_at(end).map_err(unreadable)?;
     for (name, view) in &dispatcher.views.read().topics {
         let Some(topic) = dispatcher.topics.get(name) else {
             continue;
@@ -209,5 +220,31 @@ fn open_views(
         queue.index.trim(log.first_position()).map_err(unreadable)?;
         queue.set_next_offset(queue.index.end());
     }
+    trim_topics(&log, &dispatcher.topics, now_ms()).map_err(unreadable)?;
     Ok((database, Arc::new(dispatcher)))
+}
+
+/// Retention notes that a segment goes before it removes it.
+fn begins_too_late(log: &CommitLog, position: u64) -> OpenError {
+    OpenError::Corrupt {
+        path: log.dir().join(Segment::file_name(position)),
+        position,
+        durable: Some(log.first_position()),
+        reason: "the segment is missing".into(),
+    }
+}
+
+/// Views cannot be built from a damaged record; it lies below the end of the log, so it counted.
+fn cannot_build(error: io::Error, log: &CommitLog, dir: &Path) -> OpenError {
+    let damaged = error.get_ref().and_then(|inner| inner.downcast_ref::<UnreadableRecord>());
+    let segment = damaged.and_then(|record| log.find(record.position));
+    match damaged.zip(segment) {
+        Some((UnreadableRecord { position, reason }, segment)) => OpenError::Corrupt {
+            path: segment.path().to_owned(),
+            position: *position,
+            durable: Some(segment.filled_end()),
+            reason: reason.clone(),
+        },
+        None => FileError::on("build the views in", dir)(error).into(),
+    }
 }

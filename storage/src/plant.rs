@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 /// A bug that a storage engine could have.
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "public with the feature"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Plant {
@@ -21,6 +22,7 @@ pub enum Plant {
     ViewAhead,
 }
 
+#[cfg(feature = "testing")]
 impl Plant {
     /// All of them, by the name a command line gives.
     pub const ALL: [(&str, Plant); 5] = [

@@ -3,13 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
-use std::task::Waker;
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use longwire_proto::name::is_system_topic;
 
+use crate::arrivals::Arrivals;
 use crate::consume_queue::ConsumeQueue;
 use crate::marks::Marks;
 use crate::queue_files::QueueFiles;
@@ -143,6 +143,7 @@ impl Topic {
         for id in queues.len() as u32..config.queues {
             let queue = Queue {
                 topic: self.name.clone(),
+                created_position: self.created_position,
                 id,
                 flush: self.flush.clone(),
                 next_offset: AtomicU64::new(0),
@@ -167,6 +168,7 @@ impl Topic {
 #[derive(Debug)]
 pub struct Queue {
     topic: Arc<str>,
+    created_position: u64,
     id: u32,
     flush: Arc<AtomicBool>,
     /// The offset the next appended record gets; the appender's.
@@ -254,45 +256,12 @@ impl Queue {
         self.unsynced.store(false, Release);
     }
 
-    /// Writes the index to its files, from where [`sync_index`](Self::sync_index) makes it durable.
-    pub(crate) fn store_index(&self) -> io::Result<()> {
-        self.index.store()
-    }
-
-    pub(crate) fn sync_index(&self) -> io::Result<()> {
-        self.files.sync(self.id)
+    /// Records before this position belong to an earlier topic of the same name.
+    pub(crate) fn created_position(&self) -> u64 {
+        self.created_position
     }
 
     pub(crate) fn files(&self) -> &QueueFiles {
         &self.files
-    }
-}
-
-/// The wakers of those who wait for something new in a queue.
-///
-/// To wait without missing anything: [`register`](Self::register), look at the queue once more, and
-/// only then return `Pending`. [`deregister`](Self::deregister) when no longer interested.
-#[derive(Debug, Default)]
-pub struct Arrivals {
-    wakers: Mutex<Vec<Waker>>,
-}
-
-impl Arrivals {
-    /// Adds a waker, unless it is there already. It is woken once.
-    pub fn register(&self, waker: &Waker) {
-        let mut wakers = self.wakers.lock();
-        if !wakers.iter().any(|w| w.will_wake(waker)) {
-            wakers.push(waker.clone());
-        }
-    }
-
-    /// Takes a waker out again.
-    pub fn deregister(&self, waker: &Waker) {
-        self.wakers.lock().retain(|w| !w.will_wake(waker));
-    }
-
-    pub(crate) fn wake(&self) {
-        let wakers = std::mem::take(&mut *self.wakers.lock());
-        wakers.into_iter().for_each(Waker::wake);
     }
 }

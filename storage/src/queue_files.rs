@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::consume_queue::{ENTRY_BYTES, FILE_ENTRIES, IndexRead};
 use crate::disk::{Disk, DiskFile, read_exact_at};
+use crate::queue_sums::QueueFile;
 
 const FILE_BYTES: u64 = FILE_ENTRIES * ENTRY_BYTES;
 /// Most consume-queue files that are open at once.
@@ -103,15 +104,35 @@ impl QueueFiles {
         &self.dir
     }
 
-    /// The offsets the files of a queue reach from and to.
-    pub(crate) fn extent(&self, queue: u32) -> io::Result<(u64, u64)> {
-        let Some((first, last)) =
-            self.found.lock().get(&queue).and_then(|bases| Some((*bases.first()?, *bases.last()?)))
-        else {
-            return Ok((0, 0));
-        };
-        let bytes = self.file(queue, last, false)?.bytes()?.min(FILE_BYTES);
-        Ok((first / ENTRY_BYTES, (last + bytes) / ENTRY_BYTES))
+    /// Keeps the files of a queue that a checkpoint has noted, at the lengths it has noted, and removes
+    /// all others; `false` if one of them is missing or too short.
+    pub(crate) fn keep_only(&self, queue: u32, noted: &[QueueFile]) -> io::Result<bool> {
+        let mut found = self.found.lock();
+        let bases = found.entry(queue).or_default();
+        let wanted: Vec<u64> = noted.iter().map(|file| file.base * ENTRY_BYTES).collect();
+        for &base in bases.iter().filter(|base| !wanted.contains(base)) {
+            self.remove(queue, base)?;
+        }
+        bases.retain(|base| wanted.contains(base));
+        if *bases != wanted {
+            return Ok(false);
+        }
+        for (noted, &base) in noted.iter().zip(&wanted) {
+            let file = self.file(queue, base, false)?;
+            match file.bytes()? {
+                bytes if bytes < noted.bytes() => return Ok(false),
+                bytes if bytes > noted.bytes() => file.set_bytes(noted.bytes())?,
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// The bytes a file was noted with; `None` if it has fewer.
+    pub(crate) fn read_whole(&self, queue: u32, noted: &QueueFile) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; noted.bytes() as usize];
+        let file = self.file(queue, noted.base * ENTRY_BYTES, false)?;
+        Ok((file.read_at(&mut bytes, 0)? == bytes.len()).then_some(bytes))
     }
 
     /// Writes entries from an offset on; they must not cross the end of a file.
@@ -150,32 +171,9 @@ impl QueueFiles {
         }
     }
 
-    /// Makes what has been written to a queue's newest file durable.
-    pub(crate) fn sync(&self, queue: u32) -> io::Result<()> {
-        let bases = self.found.lock().get(&queue).cloned().unwrap_or_default();
-        // Between two checkpoints a queue can have gone on to its next file.
-        bases.iter().rev().take(2).try_for_each(|&base| self.file(queue, base, false)?.sync())
-    }
-
-    /// Cuts a queue's files behind an offset.
-    pub(crate) fn truncate(&self, queue: u32, end: u64) -> io::Result<()> {
-        let end = end * ENTRY_BYTES;
-        let mut found = self.found.lock();
-        let Some(bases) = found.get_mut(&queue) else {
-            return Ok(());
-        };
-        while let Some(&last) = bases.last() {
-            if last < end {
-                let file = self.file(queue, last, false)?;
-                if last + file.bytes()? > end {
-                    file.set_bytes(end - last)?;
-                }
-                break;
-            }
-            self.remove(queue, last)?;
-            bases.pop();
-        }
-        Ok(())
+    /// Makes what has been written to a file durable.
+    pub(crate) fn sync(&self, queue: u32, file: &QueueFile) -> io::Result<()> {
+        self.file(queue, file.base * ENTRY_BYTES, false)?.sync()
     }
 
     /// Removes a queue's files that have only entries below an offset, except the newest.
@@ -211,11 +209,11 @@ impl QueueFiles {
     }
 }
 
-fn file_name(queue: u32, base: u64) -> String {
+pub(crate) fn file_name(queue: u32, base: u64) -> String {
     format!("{queue}-{base:020}")
 }
 
-fn parse_file_name(name: &str) -> Option<(u32, u64)> {
+pub(crate) fn parse_file_name(name: &str) -> Option<(u32, u64)> {
     let (queue, base) = name.split_once('-')?;
     let base = (base.len() == 20).then(|| base.parse::<u64>().ok())??;
     (base % FILE_BYTES == 0).then_some((queue.parse().ok()?, base))

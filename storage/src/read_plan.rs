@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use longwire_proto::record::RecordView;
+
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::{Entry, IndexRead};
 use crate::disk::read_exact_at;
@@ -121,6 +123,20 @@ pub(crate) fn plan_read(
         }
     }
     Ok(plan)
+}
+
+/// The first offset whose record was stored at or after a time, in milliseconds since 1970; the end of
+/// the queue if there is none. May wait for a disk.
+pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io::Result<u64> {
+    let range = queue.min_offset()..queue.max_offset();
+    queue.index.search(range, |entry| {
+        let segment = log.find(entry.position);
+        let bytes = segment
+            .as_ref()
+            .and_then(|segment| segment.slice(entry.position, segment.filled_end()));
+        let record = bytes.and_then(|bytes| RecordView::parse(bytes).ok());
+        record.is_none_or(|record| record.store_timestamp_ms() < time_ms)
+    })
 }
 
 impl ReadPlan {

@@ -4,18 +4,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use longwire_proto::record::{RECORD_BYTES_MIN, RecordView};
+use longwire_proto::limits::RECORD_BYTES_MAX;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Known;
 use crate::config::StoreConfig;
-use crate::disk::{Disk, DiskFile};
-use crate::dispatcher::is_blank;
+use crate::disk::Disk;
 use crate::error::{FileError, OpenError};
 use crate::plant::{Plant, planted};
+use crate::scan::{SegmentFile, check_record, find_record, is_zero_from, list_segments, scan};
 use crate::segment::Segment;
 
-/// Bytes read at once while scanning; any record fits.
-const SCAN_STEP_BYTES: usize = 8 << 20;
 /// A scan says how far it is this often.
 const PROGRESS_BYTES: u64 = 4 << 30;
 
@@ -73,34 +71,20 @@ pub(crate) struct RecoveredLog {
     pub(crate) newest_ms: i64,
 }
 
-/// A segment's file before it is mapped.
-struct Found {
-    base: u64,
-    bytes: u64,
-    file: Arc<dyn DiskFile>,
-}
-
-impl Found {
-    fn end(&self) -> u64 {
-        self.base + self.bytes
-    }
-}
-
-/// Opens the segments of a folder and finds the end of the log, according to the checkpoint.
-/// `flushed` is the last position known to be durable: nothing below it may be missing.
+/// Opens the segments of a folder and finds the end of the log, according to what is known to be
+/// durable.
 pub(crate) fn recover(
     disk: &dyn Disk,
     dir: &Path,
     config: &StoreConfig,
-    checkpoint: Option<Checkpoint>,
-    flushed: u64,
+    known: &Known,
 ) -> Result<RecoveredLog, OpenError> {
-    let checkpoint = checkpoint.unwrap_or_default();
-    let mut found = find_segments(disk, dir, flushed)?;
-    let (end, newest_ms) = if checkpoint.clean {
+    let checkpoint = known.checkpoint.unwrap_or_default();
+    let mut found = find_segments(disk, dir, known.durable)?;
+    let (end, newest_ms) = if checkpoint.clean && ends_at(&found, checkpoint.durable)? {
         (checkpoint.durable, checkpoint.newest_ms)
     } else {
-        let (end, newest_ms) = scan(disk, dir, &mut found, checkpoint.durable, flushed)?;
+        let (end, newest_ms) = find_end(disk, dir, &mut found, checkpoint.durable, known.durable)?;
         (end, newest_ms.max(checkpoint.newest_ms))
     };
     // The end of one segment is the base of the next, which has to be there to be written to.
@@ -108,15 +92,14 @@ pub(crate) fn recover(
         remove_last(disk, dir, &mut found)?;
     }
     let mut segments = Vec::with_capacity(found.len() + 1);
-    for Found { base, bytes, file } in found {
+    for SegmentFile { base, bytes, path, file } in found {
         let filled = (end - base).min(bytes);
         if filled < bytes {
             // The scan has left large folios in the cache, which would be written back whole.
-            file.drop_cache().map_err(FileError::on("drop the cache of", dir))?;
+            file.drop_cache().map_err(FileError::on("drop the cache of", &path))?;
         }
-        let path = dir.join(Segment::file_name(base));
-        let segment = Segment::map(path, file, base, bytes, filled);
-        segments.push(Arc::new(segment.map_err(FileError::on("map a segment in", dir))?));
+        let mapped = Segment::map(path, file, base, bytes, filled);
+        segments.push(Arc::new(mapped.map_err(FileError::on("map a segment in", dir))?));
     }
     if segments.last().is_none_or(|last| last.end() == end) {
         let next = Segment::create(disk, dir, end, config.segment_bytes);
@@ -126,11 +109,14 @@ pub(crate) fn recover(
 }
 
 /// Finds the segments that adjoin one another; fails if durable ones are missing.
-fn find_segments(disk: &dyn Disk, dir: &Path, durable: u64) -> Result<Vec<Found>, OpenError> {
-    let names = disk.list(dir).map_err(FileError::on("list", dir))?;
-    let mut found: Vec<Found> = Vec::new();
-    for (name, base) in names.iter().filter_map(|n| Some((n, Segment::parse_file_name(n)?))) {
-        let path = dir.join(name);
+fn find_segments(
+    disk: &dyn Disk,
+    dir: &Path,
+    durable: Option<u64>,
+) -> Result<Vec<SegmentFile>, OpenError> {
+    let durable = durable.unwrap_or(0);
+    let mut found: Vec<SegmentFile> = Vec::new();
+    for (base, path) in list_segments(disk, dir).map_err(FileError::on("list", dir))? {
         let file = disk.open(&path).map_err(FileError::on("open", &path))?;
         let bytes = file.bytes().map_err(FileError::on("measure", &path))?;
         if let Some(last) = found.last().filter(|last| last.end() != base) {
@@ -147,55 +133,69 @@ fn find_segments(disk: &dyn Disk, dir: &Path, durable: u64) -> Result<Vec<Found>
             disk.remove(&path).map_err(FileError::on("remove", &path))?;
             continue;
         }
-        found.push(Found { base, bytes, file });
+        found.push(SegmentFile { base, bytes, path, file });
     }
-    let end = found.last().map_or(0, Found::end);
+    let end = found.last().map_or(0, SegmentFile::end);
     if end < durable {
         return Err(missing(dir, end, durable));
+    }
+    // Retention never removes the newest segment.
+    if let Some(first) = found.first().filter(|first| durable > 0 && first.base > durable) {
+        return Err(missing(dir, durable, first.base));
     }
     Ok(found)
 }
 
 fn missing(dir: &Path, position: u64, durable: u64) -> OpenError {
     let path = dir.join(Segment::file_name(position));
+    let durable = Some(durable);
     OpenError::Corrupt { path, position, durable, reason: "the segment is missing".into() }
 }
 
-fn remove_last(disk: &dyn Disk, dir: &Path, found: &mut Vec<Found>) -> Result<(), OpenError> {
+fn remove_last(disk: &dyn Disk, dir: &Path, found: &mut Vec<SegmentFile>) -> Result<(), OpenError> {
     let Some(last) = found.pop() else {
         return Ok(());
     };
-    let path = dir.join(Segment::file_name(last.base));
-    disk.remove(&path).map_err(FileError::on("remove", &path))?;
+    disk.remove(&last.path).map_err(FileError::on("remove", &last.path))?;
     Ok(disk.sync_dir(dir).map_err(FileError::on("sync", dir))?)
 }
 
+/// Whether the log does end where a closed store says it ends.
+fn ends_at(found: &[SegmentFile], end: u64) -> Result<bool, OpenError> {
+    let Some(segment) = found.iter().find(|segment| segment.base <= end && end < segment.end())
+    else {
+        return Ok(true);
+    };
+    let mut next = [0; 8];
+    let read = segment.file.read_at(&mut next, end - segment.base);
+    read.map_err(FileError::on("read", &segment.path))?;
+    Ok(next == [0; 8])
+}
+
 /// Reads every record from a boundary below which nothing needs to be looked at, and cuts the log
-/// behind the last good one, unless that is below `durable`.
-fn scan(
+/// behind the last good one, unless that was acknowledged.
+fn find_end(
     disk: &dyn Disk,
     dir: &Path,
-    found: &mut Vec<Found>,
+    found: &mut Vec<SegmentFile>,
     boundary: u64,
-    durable: u64,
+    durable: Option<u64>,
 ) -> Result<(u64, i64), OpenError> {
     let first = found.partition_point(|segment| segment.end() <= boundary);
     let mut position = found.get(first).map_or(boundary, |s| boundary.max(s.base));
     let (from, mut newest_ms) = (position, 0);
     for index in first..found.len() {
-        let path = dir.join(Segment::file_name(found[index].base));
-        let scanned =
-            scan_segment(&found[index], position).map_err(FileError::on("read", &path))?;
+        let path = &found[index].path;
+        let scanned = scan(&found[index], position, |_| {}).map_err(FileError::on("read", path))?;
+        if scanned.end / PROGRESS_BYTES > position / PROGRESS_BYTES {
+            tracing::info!(position = scanned.end, "scanning the log");
+        }
         position = scanned.end;
         newest_ms = scanned.newest_ms.max(newest_ms);
-        if position / PROGRESS_BYTES > from / PROGRESS_BYTES {
-            tracing::info!(position, "scanning the log");
-        }
-        if !scanned.whole {
+        if let Some(reason) = scanned.bad {
             let kind = first_bad(&found[index..], position, durable)
-                .map_err(FileError::on("read", &path))?;
-            let bad = BadRecord { position, durable, reason: scanned.reason, kind };
-            cut(disk, dir, found, index, bad)?;
+                .map_err(FileError::on("read", path))?;
+            cut(disk, dir, found, index, BadRecord { position, durable, reason, kind })?;
             break;
         }
     }
@@ -205,105 +205,50 @@ fn scan(
     Ok((position, newest_ms))
 }
 
-struct Scanned {
-    end: u64,
-    /// Good to the end of the segment.
-    whole: bool,
-    newest_ms: i64,
-    reason: String,
-}
-
-/// Walks the records of a segment from a position on.
-fn scan_segment(segment: &Found, from: u64) -> io::Result<Scanned> {
-    let mut buffer = vec![0; SCAN_STEP_BYTES.min(segment.bytes as usize)];
-    let mut scanned = Scanned { end: from, whole: false, newest_ms: 0, reason: String::new() };
-    loop {
-        let at = scanned.end - segment.base;
-        let read = segment.file.read_at(&mut buffer, at)?;
-        let at_end = at + read as u64 >= segment.bytes;
-        let from = scanned.end;
-        match scan_bytes(&buffer[..read], segment, at_end, &mut scanned) {
-            Stop::NeedMore if scanned.end > from => {}
-            Stop::NeedMore => scanned.reason = "the segment ends without a blank record".into(),
-            Stop::Blank => {
-                return Ok(Scanned { end: segment.end(), whole: true, ..scanned });
-            }
-            Stop::Bad(reason) => scanned.reason = reason,
-        }
-        if !scanned.reason.is_empty() {
-            return Ok(scanned);
-        }
-    }
-}
-
-enum Stop {
-    NeedMore,
-    Blank,
-    Bad(String),
-}
-
-/// Walks the good records in a buffer, which begins where the scan has got to.
-fn scan_bytes(bytes: &[u8], segment: &Found, at_end: bool, scanned: &mut Scanned) -> Stop {
-    let mut rest = bytes;
-    loop {
-        if is_blank(rest, segment.end() - scanned.end) {
-            return Stop::Blank;
-        }
-        match RecordView::size_of(rest) {
-            Ok(size) if size > rest.len() && !at_end => return Stop::NeedMore,
-            Err(_) if rest.len() < RECORD_BYTES_MIN && !at_end => return Stop::NeedMore,
-            Err(error) => return Stop::Bad(error.to_string()),
-            Ok(_) => {}
-        }
-        match check_record(rest, scanned.end) {
-            Ok(record) => {
-                scanned.end += record.size() as u64;
-                scanned.newest_ms = record.store_timestamp_ms();
-                rest = &rest[record.size()..];
-            }
-            Err(reason) => return Stop::Bad(reason),
-        }
-    }
-}
-
-/// A record counts only if it is whole and stands where it says it does: else stale bytes of an
-/// earlier log could come back.
-fn check_record(bytes: &[u8], position: u64) -> Result<RecordView<'_>, String> {
-    let record = RecordView::parse(bytes).map_err(|error| error.to_string())?;
-    record.verify_checksum().map_err(|error| error.to_string())?;
-    if record.position() != position {
-        return Err(format!("the record says it stands at position {}", record.position()));
-    }
-    Ok(record)
-}
-
-/// Looks at what follows a bad record, in its segment and in the first bytes of the later ones.
-fn first_bad(segments: &[Found], position: u64, durable: u64) -> io::Result<FirstBad> {
-    let below_durable = position < durable && !planted(Plant::TruncateAtAnyDamage);
-    let mut bad = FirstBad { zeros: true, later_record: false, below_durable };
-    let Some((segment, later)) = segments.split_first() else {
-        return Ok(bad);
-    };
-    let mut buffer = vec![0; RECORD_BYTES_MIN.max(64 << 10)];
-    let read = segment.file.read_at(&mut buffer, position - segment.base)?;
-    bad.zeros = buffer[..read].iter().all(|&byte| byte == 0);
+/// Looks at what follows a bad record, in its segment and at the beginning of the later ones.
+fn first_bad(
+    segments: &[SegmentFile],
+    position: u64,
+    durable: Option<u64>,
+) -> io::Result<FirstBad> {
+    let (segment, later) = (&segments[0], &segments[1..]);
+    let zeros = is_zero_from(segment, position)?;
+    let mut later_record = !zeros && find_record(segment, position + 1)?.is_some();
     for segment in later {
-        let mut buffer = vec![0; SCAN_STEP_BYTES.min(segment.bytes as usize)];
-        let read = segment.file.read_at(&mut buffer, 0)?;
-        bad.later_record |= check_record(&buffer[..read], segment.base).is_ok();
+        later_record |= begins_with_record(segment)?;
     }
-    Ok(bad)
+    let below_durable = match durable {
+        Some(durable) => position < durable,
+        // Nobody can tell: everything that is not plainly the end was perhaps acknowledged.
+        None => !zeros || later_record,
+    };
+    let below_durable = below_durable && !planted(Plant::TruncateAtAnyDamage);
+    Ok(FirstBad { zeros, later_record, below_durable })
+}
+
+fn begins_with_record(segment: &SegmentFile) -> io::Result<bool> {
+    let mut bytes = vec![0; RECORD_BYTES_MAX.min(segment.bytes as usize)];
+    let read = segment.file.read_at(&mut bytes, 0)?;
+    Ok(check_record(&bytes[..read], segment.base).is_ok())
+}
+
+/// Where the good records end, and why.
+struct BadRecord {
+    position: u64,
+    durable: Option<u64>,
+    reason: String,
+    kind: FirstBad,
 }
 
 /// Cuts the log at a bad record, or refuses to.
 fn cut(
     disk: &dyn Disk,
     dir: &Path,
-    found: &mut Vec<Found>,
+    found: &mut Vec<SegmentFile>,
     index: usize,
     bad: BadRecord,
 ) -> Result<(), OpenError> {
-    let path = dir.join(Segment::file_name(found[index].base));
+    let path = found[index].path.clone();
     let BadRecord { position, durable, reason, kind } = bad;
     match kind.decide() {
         Decision::Refuse => {
@@ -323,14 +268,6 @@ fn cut(
     let at = position - segment.base;
     segment.file.zero(at, segment.bytes - at).map_err(FileError::on("zero the tail of", &path))?;
     Ok(segment.file.sync().map_err(FileError::on("sync", &path))?)
-}
-
-/// Where the good records end, and why.
-struct BadRecord {
-    position: u64,
-    durable: u64,
-    reason: String,
-    kind: FirstBad,
 }
 
 #[cfg(test)]

@@ -1,35 +1,325 @@
-//! Removing the oldest segments, by age and by size.
+//! Removing what is too old or too much: the oldest segments, and the oldest messages of topics with
+//! limits of their own.
+//!
+//! All topics share the log, and its space comes back one segment at a time:
+//!
+//! - A segment goes when its newest record is older than the limit of every topic that still has
+//!   messages in it. A topic with a longer limit than the broker's so keeps what others have there.
+//! - The broker's size limit comes before all of that: the oldest segment goes, whoever has messages
+//!   in it.
+//! - A topic's own shorter limit hides its messages one by one; their space comes back with the
+//!   segment.
 //!
 //! A segment goes only when every view on disk has passed it. What the map views still need from it
 //! is carried forward first, that is, appended again: so the log alone always suffices to rebuild
 //! every view. Readers that hold the segment go on reading; its space is free when the last one ends.
 
-use std::time::Duration;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longwire_proto::store::QueueOffset;
+use parking_lot::Mutex;
 
 use crate::appender::now_ms;
+use crate::commit_log::CommitLog;
+use crate::error::AppendError;
+use crate::housekeeper::Housekeeper;
+use crate::queue::{Queue, Topic, TopicConfig};
+use crate::read_plan::offset_at_time;
 use crate::segment::Segment;
+use crate::topics::Topics;
+use crate::views::system_topic::SystemRecord;
 
-/// What may be removed.
-#[derive(Debug, Clone, Copy)]
+/// The clock counts as jumped when it is this much ahead of the time that has passed.
+const JUMP_MIN: Duration = Duration::from_secs(60);
+
+/// What may be removed, and what has been.
+#[derive(Debug)]
 pub(crate) struct Retention {
     pub(crate) age: Option<Duration>,
     pub(crate) bytes: Option<u64>,
+    pub(crate) clock: Mutex<Clock>,
+    pub(crate) overtaken: Mutex<Overtaken>,
+}
+
+/// By group and topic: messages that were removed before the group had committed them.
+pub(crate) type Overtaken = HashMap<(Arc<str>, Arc<str>), u64>;
+
+/// Why a pass of retention ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RetainError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+/// Whether the time of day can be trusted with the deletion of data.
+///
+/// After a jump ahead everything looks old. Then no more than one segment goes in each pass, which
+/// leaves time to notice, and no topic's messages are hidden.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    seen: (Instant, i64),
+    jumped: bool,
+}
+
+impl Clock {
+    /// A clock that was last right when the log's newest record was stored. A stop that was longer
+    /// than `age` looks like a jump, and is treated like one.
+    pub(crate) fn new(newest_ms: i64, age: Option<Duration>) -> Clock {
+        let now_ms = now_ms();
+        let jumped = newest_ms > 0 && age.is_some_and(|age| is_older(newest_ms, now_ms, age));
+        Clock { seen: (Instant::now(), now_ms), jumped }
+    }
+
+    /// The time of day, in milliseconds since 1970, and whether it has jumped ahead.
+    fn look(&mut self, now: Instant, now_ms: i64) -> (i64, bool) {
+        let (seen, seen_ms) = self.seen;
+        let passed = now.duration_since(seen) + JUMP_MIN;
+        if is_older(seen_ms, now_ms, passed) {
+            tracing::warn!(
+                ahead_ms = now_ms - seen_ms,
+                "the clock has jumped ahead; retention removes one segment at a time"
+            );
+            self.jumped = true;
+        }
+        self.seen = (now, now_ms);
+        (now_ms, self.jumped)
+    }
+}
+
+fn is_older(then_ms: i64, now_ms: i64, age: Duration) -> bool {
+    i128::from(now_ms) - i128::from(then_ms) > age.as_millis() as i128
 }
 
 impl Retention {
-    /// How many of the oldest segments have to go. The newest stays, whatever the limits say.
-    pub(crate) fn expired(&self, segments: &[std::sync::Arc<Segment>]) -> usize {
-        let Some((newest, older)) = segments.split_last() else {
-            return 0;
+    fn age_of(&self, topic: &TopicConfig) -> Option<Duration> {
+        match topic.retention_ms {
+            0 => self.age,
+            ms => Some(Duration::from_millis(ms)),
+        }
+    }
+
+    /// Whether the oldest segment has to go. The newest stays, whatever the limits say.
+    fn is_due(&self, segments: &[Arc<Segment>], topics: &Topics, now_ms: i64) -> io::Result<bool> {
+        let [oldest, .., newest] = segments else {
+            return Ok(false);
         };
-        let now_ms = now_ms();
-        let end = newest.filled_end();
-        let too_old = |segment: &Segment| {
-            let Some(age) = self.age else { return false };
-            let newest_ms = segment.newest_ms();
-            newest_ms > 0 && now_ms.saturating_sub(newest_ms) > age.as_millis() as i64
+        if self.bytes.is_some_and(|max| newest.filled_end() - oldest.base() > max) {
+            return Ok(true);
+        }
+        let newest_ms = oldest.newest_ms();
+        let is_past = |age: Option<Duration>| {
+            newest_ms > 0 && age.is_some_and(|age| is_older(newest_ms, now_ms, age))
         };
-        let too_much = |segment: &Segment| self.bytes.is_some_and(|max| end - segment.base() > max);
-        older.iter().take_while(|segment| too_old(segment) || too_much(segment)).count()
+        let topics = topics.all();
+        let configs: Vec<_> = topics.iter().map(|topic| (topic, topic.config())).collect();
+        // Most passes end here, without a look into the consume queues.
+        if !is_past(self.age) && !configs.iter().any(|(_, config)| is_past(self.age_of(config))) {
+            return Ok(false);
+        }
+        for (topic, config) in configs {
+            if !topic.is_system() && !is_past(self.age_of(&config)) && has_below(topic, oldest)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a topic still has messages in a segment, or before it.
+fn has_below(topic: &Topic, segment: &Segment) -> io::Result<bool> {
+    for queue in topic.queues() {
+        if queue.index.first_position()?.is_some_and(|position| position < segment.end()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Hides the messages that are beyond their topics' own limits. They stay in the log until their
+/// segment goes, and would come back with a higher limit.
+pub(crate) fn trim_topics(log: &CommitLog, topics: &Topics, now_ms: i64) -> io::Result<()> {
+    for topic in topics.all() {
+        let TopicConfig { retention_ms, retention_bytes, .. } = topic.config();
+        if retention_ms > 0 {
+            let oldest_ms = now_ms.saturating_sub_unsigned(retention_ms);
+            for queue in topic.queues() {
+                queue.index.trim_to(offset_at_time(log, &queue, oldest_ms)?);
+            }
+        }
+        if retention_bytes > 0 {
+            keep_newest(&topic, retention_bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Hides all but the newest messages of a topic that together have no more than `bytes_max`.
+fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
+    let queues = topic.queues();
+    let mut newest = BinaryHeap::new();
+    let mut ends: Vec<u64> = queues.iter().map(|queue| queue.index.end()).collect();
+    let before = |queue: &Queue, end: u64| {
+        if end > queue.index.first() { queue.index.entry(end - 1).map(Some) } else { Ok(None) }
+    };
+    for (at, queue) in queues.iter().enumerate() {
+        newest.extend(before(queue, ends[at])?.map(|entry| (entry.position, entry.size, at)));
+    }
+    let mut bytes = 0;
+    while let Some((_, size, at)) = newest.pop() {
+        bytes += u64::from(size);
+        if bytes > bytes_max {
+            break;
+        }
+        ends[at] -= 1;
+        newest.extend(before(&queues[at], ends[at])?.map(|e| (e.position, e.size, at)));
+    }
+    queues.iter().zip(ends).for_each(|(queue, first)| queue.index.trim_to(first));
+    Ok(())
+}
+
+impl Housekeeper {
+    /// One pass: hides what is beyond topics' own limits, and removes the segments that are due.
+    /// `carry` appends records again and waits until they are durable and folded.
+    pub(crate) fn retain(
+        &self,
+        carry: &impl Fn(Vec<SystemRecord>) -> Result<(), AppendError>,
+    ) -> Result<(), RetainError> {
+        let before = self.firsts();
+        let (now_ms, jumped) = self.retention.clock.lock().look(Instant::now(), now_ms());
+        if !jumped {
+            trim_topics(&self.log, &self.dispatcher.topics, now_ms)?;
+        }
+        loop {
+            let segments = self.log.segments();
+            let topics = &self.dispatcher.topics;
+            if !self.retention.is_due(&segments, topics, now_ms)? {
+                self.retention.clock.lock().jumped = false;
+                break;
+            }
+            let removed = self.remove_oldest(&segments[0], carry)?;
+            if jumped || !removed {
+                break;
+            }
+        }
+        self.note_overtaken(&before);
+        Ok(())
+    }
+
+    /// Removes the oldest segment; `false` if it is not durable yet.
+    fn remove_oldest(
+        &self,
+        segment: &Arc<Segment>,
+        carry: &impl Fn(Vec<SystemRecord>) -> Result<(), AppendError>,
+    ) -> Result<bool, RetainError> {
+        let floors = self.floors(segment.end())?;
+        let carried = self.views.read().carried_forward(segment.end(), &floors);
+        if !carried.is_empty() {
+            carry(carried)?;
+        }
+        // No view on disk may need the segment any more.
+        self.write_checkpoint(false)?;
+        if self.marks.durable.get() < segment.end() {
+            return Ok(false);
+        }
+        self.log.pop_oldest();
+        let mut trimmed = Vec::new();
+        for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
+            if queue.index.trim(segment.end())? {
+                if queue.mark_unsynced() {
+                    self.dispatcher.unsynced.lock().push(queue.clone());
+                }
+                trimmed.push(queue);
+            }
+        }
+        // Files go only when no checkpoint knows of them.
+        self.write_checkpoint(false)?;
+        trimmed.iter().try_for_each(|queue| queue.index.remove_old())?;
+        segment.unlink(&*self.disk)?;
+        tracing::info!(path = %segment.path().display(), "removed an expired segment");
+        Ok(true)
+    }
+
+    /// The ends of the queues that have no record from a position on, by topic.
+    fn floors(&self, position: u64) -> io::Result<HashMap<Arc<str>, Vec<QueueOffset>>> {
+        let mut floors: HashMap<Arc<str>, Vec<QueueOffset>> = HashMap::new();
+        for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
+            let offset = queue.index.end();
+            if offset > 0 && queue.index.last()?.is_none_or(|last| last.position < position) {
+                let floor = QueueOffset { queue: queue.id(), offset };
+                floors.entry(queue.topic().clone()).or_default().push(floor);
+            }
+        }
+        Ok(floors)
+    }
+
+    /// The first retained offset of each queue in which a group has committed.
+    fn firsts(&self) -> HashMap<(Arc<str>, u32), u64> {
+        let views = self.views.read();
+        let committed = views.groups.values().flat_map(|group| &group.offsets);
+        let queues = committed.flat_map(|(topic, queues)| queues.keys().map(move |q| (topic, *q)));
+        queues
+            .filter_map(|(topic, id)| {
+                let queue = self.dispatcher.topics.get(topic)?.queue(id)?;
+                Some(((topic.clone(), id), queue.min_offset()))
+            })
+            .collect()
+    }
+
+    /// Counts and logs the messages that are gone before a group has got to them.
+    fn note_overtaken(&self, before: &HashMap<(Arc<str>, u32), u64>) {
+        let firsts = self.firsts();
+        let mut overtaken = Overtaken::new();
+        for (name, group) in &self.views.read().groups {
+            for (topic, queues) in &group.offsets {
+                for (&queue, committed) in queues {
+                    let key = (topic.clone(), queue);
+                    let (Some(&was), Some(&first)) = (before.get(&key), firsts.get(&key)) else {
+                        continue;
+                    };
+                    let missed = first.saturating_sub(was.max(committed.value));
+                    if missed > 0 {
+                        *overtaken.entry((name.clone(), topic.clone())).or_default() += missed;
+                    }
+                }
+            }
+        }
+        let mut total = self.retention.overtaken.lock();
+        for ((group, topic), messages) in overtaken {
+            tracing::warn!(
+                %group, %topic, messages,
+                "retention has overtaken a group: messages it had not committed are gone"
+            );
+            *total.entry((group, topic)).or_default() += messages;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_jump_ahead_of_the_time_that_has_passed_is_one() {
+        let (hour, start) = (3_600_000, Instant::now());
+        let mut clock = Clock::new(0, None);
+        clock.seen = (start, 0);
+        let later = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(clock.look(later(60), 60_000), (60_000, false));
+        assert_eq!(clock.look(later(7200), 2 * hour), (2 * hour, false));
+        assert_eq!(clock.look(later(7260), hour), (hour, false), "back");
+        assert_eq!(clock.look(later(7320), 2 * hour), (2 * hour, true), "and ahead again");
+    }
+
+    #[test]
+    fn a_start_long_after_the_newest_record_is_treated_as_a_jump() {
+        let day = Duration::from_secs(86_400);
+        assert!(Clock::new(1, Some(day)).jumped);
+        assert!(!Clock::new(now_ms(), Some(day)).jumped);
+        assert!(!Clock::new(1, None).jumped);
     }
 }

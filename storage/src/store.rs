@@ -7,7 +7,6 @@ use std::thread::{self, JoinHandle};
 
 use longwire_proto::limits::QUEUES_PER_TOPIC_MAX;
 use longwire_proto::name::{check_group, check_topic};
-use longwire_proto::record::RecordView;
 use longwire_proto::store::{GroupRecord, OffsetsRecord, QueueOffset, TopicOffsets};
 use parking_lot::{Mutex, RwLock};
 
@@ -82,7 +81,7 @@ impl Store {
         let store = Arc::downgrade(self);
         let carry = move |records| match store.upgrade() {
             Some(store) => store.carry_forward(records),
-            None => Err("the store is closed".into()),
+            None => Err(AppendError::Closed),
         };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(format!("lw-{name}")).spawn(run)
@@ -334,14 +333,7 @@ impl Store {
     /// The first offset whose record was stored at or after a time, in milliseconds since 1970; the
     /// end of the queue if there is none. Blocks.
     pub fn offset_at_time(&self, queue: &Queue, time_ms: i64) -> Result<u64, ReadError> {
-        let range = queue.min_offset()..queue.max_offset();
-        let found = queue.index.search(range, |entry| {
-            let segment = self.log.find(entry.position);
-            let bytes = segment.as_ref().and_then(|s| s.slice(entry.position, entry.end()));
-            let record = bytes.and_then(|bytes| RecordView::parse(bytes).ok());
-            record.is_none_or(|record| record.store_timestamp_ms() < time_ms)
-        });
-        Ok(found?)
+        Ok(read_plan::offset_at_time(&self.log, queue, time_ms)?)
     }
 
     /// The end of the log in the page cache.
@@ -372,6 +364,19 @@ impl Store {
             bytes_appended,
             syncs: self.flusher.syncs.load(std::sync::atomic::Ordering::Relaxed),
         }
+    }
+
+    /// Messages that retention has removed before a group had committed them, by group and topic, since
+    /// the store was opened.
+    pub fn overtaken(&self) -> Vec<(Arc<str>, Arc<str>, u64)> {
+        let overtaken = self.housekeeper.retention.overtaken.lock();
+        let rows = overtaken.iter();
+        rows.map(|((group, topic), messages)| (group.clone(), topic.clone(), *messages)).collect()
+    }
+
+    /// Bytes that can still be taken up on the store's file system.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        self.housekeeper.disk.free_bytes(self.log.dir())
     }
 
     /// Why the store has failed, if it has. It then acknowledges nothing any more; the process should
@@ -415,11 +420,8 @@ impl Store {
     }
 
     /// Appends again what only the oldest segment says.
-    fn carry_forward(&self, records: Vec<SystemRecord>) -> Result<(), String> {
-        for record in records {
-            self.append_system(record).map_err(|error| error.to_string())?;
-        }
-        Ok(())
+    fn carry_forward(&self, records: Vec<SystemRecord>) -> Result<(), AppendError> {
+        records.into_iter().try_for_each(|record| self.append_system(record))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::consume_queue::ConsumeQueue;
 use crate::marks::Marks;
 use crate::queue::{Topic, TopicConfig};
 use crate::queue_files::{FileCache, QueueFiles};
-use crate::views::database::QueueEnds;
+use crate::views::database::NotedFiles;
 use crate::views::{Effect, Views, created_position, system_topic, topic_config};
 
 /// Topics by name. Only the dispatcher changes which there are.
@@ -36,49 +36,38 @@ impl Topics {
         self.by_name.read().values().cloned().collect()
     }
 
-    /// Opens every topic of the views, its consume queues cut to the records below `dispatched`.
+    /// Opens every topic of the views, its consume queues as the checkpoint has noted them.
     ///
-    /// `false` if one of them has fewer entries than `ends` says it had: then files were lost, and
-    /// the queues have to be built again from the log.
-    pub(crate) fn open(
-        &self,
-        views: &Views,
-        dispatched: u64,
-        ends: &QueueEnds,
-    ) -> io::Result<bool> {
+    /// `false` if one of them is not what it was: then files were lost or damaged, and the queues have
+    /// to be built again from the log.
+    pub(crate) fn open(&self, views: &Views, noted: &NotedFiles) -> io::Result<bool> {
         let system = system_topic::ALL.map(|name| (TopicConfig::new(name, 1), 0));
         let configs = views.topics.values();
         let configs = configs.map(|at| (topic_config(&at.value), created_position(at)));
-        let mut whole = true;
         for (config, created) in system.into_iter().chain(configs) {
-            let topic = self.open_topic(config, created, dispatched)?;
-            for queue in topic.queues() {
-                let end = ends.get(&(topic.name().clone(), queue.id())).copied().unwrap_or(0);
-                whole &= queue.index.end() >= end;
+            let files = QueueFiles::open(self.cache.clone(), self.dir.join(&config.name))?;
+            let topic = Arc::new(Topic::new(config.clone(), created, files));
+            let name = topic.name().clone();
+            let mut whole = true;
+            topic.configure(config, &self.marks, |queue| {
+                let noted = noted.get(&(name.clone(), created, queue));
+                let files = topic.files().clone();
+                let loaded = ConsumeQueue::load(files, queue, noted.map_or(&[], |files| files))?;
+                whole &= loaded.is_some();
+                Ok(loaded.unwrap_or_else(|| ConsumeQueue::empty(topic.files().clone(), queue)))
+            })?;
+            self.by_name.write().insert(name, topic);
+            if !whole {
+                return Ok(false);
             }
-            self.by_name.write().insert(topic.name().clone(), topic);
         }
-        Ok(whole)
+        Ok(true)
     }
 
     /// Forgets all topics and removes their consume queues.
     pub(crate) fn remove_all(&self) -> io::Result<()> {
         let topics = std::mem::take(&mut *self.by_name.write());
         topics.values().try_for_each(|topic| topic.files().remove_all())
-    }
-
-    fn open_topic(
-        &self,
-        config: TopicConfig,
-        created: u64,
-        dispatched: u64,
-    ) -> io::Result<Arc<Topic>> {
-        let files = QueueFiles::open(self.cache.clone(), self.dir.join(&config.name))?;
-        let topic = Topic::new(config.clone(), created, files);
-        topic.configure(config, &self.marks, |id| {
-            ConsumeQueue::load(topic.files().clone(), id, created..dispatched)
-        })?;
-        Ok(Arc::new(topic))
     }
 
     /// Takes over what a folded record says.

@@ -65,6 +65,8 @@ pub(crate) struct Views {
     /// Every system record below this position has been folded, and none above.
     pub(crate) folded: u64,
     pub(crate) changes: Changes,
+    /// Topics deleted so far, while a log whose beginning is gone is folded from its first record on.
+    deleted: Option<BTreeSet<String>>,
 }
 
 /// What a folded record means for the topics that are being served.
@@ -100,6 +102,24 @@ impl Views {
         (taken, changes)
     }
 
+    /// The fold begins at the first record of a log whose beginning retention has removed.
+    ///
+    /// A topic's first record there need not be the one that created it. But a topic's deletion comes
+    /// behind all of its records, so until one is met, what is there belongs to the topic that follows.
+    pub(crate) fn begin_anew(&mut self) {
+        self.deleted = Some(BTreeSet::new());
+    }
+
+    /// The fold has reached the log's end: topics that have not appeared do not exist.
+    pub(crate) fn end_anew(&mut self) {
+        if self.deleted.take().is_some() {
+            let topics = &self.topics;
+            for view in self.groups.values_mut() {
+                view.offsets.retain(|topic, _| topics.contains_key(topic));
+            }
+        }
+    }
+
     /// Folds the record at `position`. Records from before [`folded`](Self::folded) change nothing.
     pub(crate) fn fold(&mut self, record: SystemRecord, position: u64, end: u64) -> Effect {
         if position < self.folded {
@@ -117,22 +137,30 @@ impl Views {
 
     fn configure_topic(&mut self, mut record: TopicRecord, position: u64) -> Effect {
         let name: Arc<str> = record.name.as_str().into();
+        let whole = record.created_position.is_some();
+        let mut said_at = position;
         let created = match self.topics.get(&name) {
-            Some(known) => created_position(known),
+            Some(known) => {
+                if record.floors.is_empty() {
+                    record.floors = known.value.floors.clone();
+                }
+                // A change alone does not say where the topic begins: the record before is needed too.
+                said_at = if whole { position } else { known.position };
+                created_position(known)
+            }
+            None if may_precede(&self.deleted, &name) => record.created_position.unwrap_or(0),
             None => record.created_position.unwrap_or(position),
         };
         record.created_position = Some(created);
-        if let (Some(known), []) = (self.topics.get(&name), &record.floors[..]) {
-            record.floors = known.value.floors.clone();
-        }
         let effect = Effect::TopicConfigured(topic_config(&record), created);
         self.changes.topics.insert(name.clone());
-        self.topics.insert(name, At { value: record, position });
+        self.topics.insert(name, At { value: record, position: said_at });
         effect
     }
 
     fn delete_topic(&mut self, name: String) -> Effect {
         let key: Arc<str> = name.as_str().into();
+        self.deleted.iter_mut().for_each(|deleted| _ = deleted.insert(name.clone()));
         for (group, view) in &mut self.groups {
             if view.offsets.remove(&key).is_some() {
                 self.changes.offsets.insert((group.clone(), key.clone()));
@@ -166,9 +194,11 @@ impl Views {
         }
         let view = self.groups.entry(group.clone()).or_default();
         for TopicOffsets { topic, queues } in record.topics {
-            // A commit for a topic that has been deleted is void.
-            let Some((topic, _)) = self.topics.get_key_value(topic.as_str()) else {
-                continue;
+            let topic: Arc<str> = match self.topics.get_key_value(topic.as_str()) {
+                Some((topic, _)) => topic.clone(),
+                None if may_precede(&self.deleted, &topic) => topic.into(),
+                // A commit for a topic that has been deleted is void.
+                None => continue,
             };
             let offsets = view.offsets.entry(topic.clone()).or_default();
             for QueueOffset { queue, offset } in queues {
@@ -228,6 +258,11 @@ impl Views {
         }
         records
     }
+}
+
+/// Whether a topic that is not known may have been created before the first record of the log.
+fn may_precede(deleted: &Option<BTreeSet<String>>, topic: &str) -> bool {
+    deleted.as_ref().is_some_and(|deleted| !deleted.contains(topic))
 }
 
 /// Records of a topic before this position belong to an earlier topic of the same name.
@@ -329,5 +364,46 @@ mod tests {
         }
         assert_eq!(rebuilt.committed("g"), views.committed("g"));
         assert_eq!(rebuilt.topics["a"].value, views.topics["a"].value);
+    }
+
+    /// Folds records that stand 10 apart, from one of them on.
+    fn fold_from(log: &[SystemRecord], first: usize) -> Views {
+        let mut views = Views::default();
+        views.begin_anew();
+        for (i, record) in log.iter().enumerate().skip(first) {
+            views.fold(record.clone(), i as u64 * 10, i as u64 * 10 + 10);
+        }
+        views.end_anew();
+        views
+    }
+
+    #[test]
+    fn what_was_changed_since_is_whole_after_the_beginning_is_gone() {
+        let mut log = vec![topic("a", 1), commit("g", "a", 5), topic("a", 2), commit("g", "a", 6)];
+        let views = fold_from(&log, 0);
+        log.extend(views.carried_forward(10, &HashMap::new()));
+        let rebuilt = fold_from(&log, 1);
+        assert_eq!(rebuilt.topics["a"].value, views.topics["a"].value);
+        assert_eq!(rebuilt.committed("g"), views.committed("g"));
+        let continued = log.iter().enumerate().skip(4).fold(views, |mut views, (i, record)| {
+            views.fold(record.clone(), i as u64 * 10, i as u64 * 10 + 10);
+            views
+        });
+        let again = continued.carried_forward(40, &HashMap::new());
+        assert!(again.iter().all(|r| !matches!(r, SystemRecord::Topic(_))), "once is enough");
+    }
+
+    #[test]
+    fn a_topic_whose_beginning_is_gone_has_all_records_behind_the_last_deletion() {
+        let gone = TopicRecord { name: "a".into(), deleted: true, ..Default::default() };
+        let log = [commit("g", "a", 5), topic("a", 2), commit("g", "b", 1)];
+        let views = fold_from(&log, 0);
+        assert_eq!(views.topics["a"].value.created_position, Some(0));
+        assert_eq!(views.committed("g").len(), 1, "there is no topic b");
+        let log =
+            [commit("g", "a", 5), SystemRecord::Topic(gone), commit("g", "a", 6), topic("a", 2)];
+        let views = fold_from(&log, 0);
+        assert_eq!(views.topics["a"].value.created_position, Some(30));
+        assert_eq!(views.committed("g"), []);
     }
 }

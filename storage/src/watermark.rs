@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
 use std::time::Instant;
 
-use parking_lot::Mutex;
+use crate::sync::thread::{self, Thread};
+use crate::sync::{AtomicU64, Mutex};
 
 /// A position that only rises. Threads and futures can wait until it has reached a value.
 ///
@@ -173,50 +173,5 @@ impl Drop for Reached<'_> {
             waiting.wakers.remove(&(self.position, id));
             self.watermark.set_lowest(&waiting);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn waiters_wake_at_their_position_and_not_before() {
-        let watermark = Arc::new(Watermark::new(0));
-        let waiter = thread::spawn({
-            let watermark = watermark.clone();
-            move || {
-                watermark.wait(10).unwrap();
-                watermark.get()
-            }
-        });
-        for position in 1..=10 {
-            watermark.advance(position);
-            thread::yield_now();
-        }
-        assert_eq!(waiter.join().unwrap(), 10);
-        watermark.advance(3);
-        assert_eq!(watermark.get(), 10, "it never falls");
-    }
-
-    #[test]
-    fn closing_ends_waiting_but_what_was_reached_stays_reached() {
-        let watermark = Arc::new(Watermark::new(5));
-        let waiter = thread::spawn({
-            let watermark = watermark.clone();
-            move || watermark.wait(6)
-        });
-        watermark.close(&"gone".into());
-        assert_eq!(waiter.join().unwrap().unwrap_err().to_string(), "gone");
-        assert!(watermark.wait(5).is_ok());
-    }
-
-    #[test]
-    fn a_deadline_ends_the_wait() {
-        let watermark = Watermark::new(0);
-        let deadline = Instant::now() + Duration::from_millis(5);
-        assert!(!watermark.wait_until(1, Some(deadline)).unwrap());
-        assert!(watermark.waiting.lock().wakers.is_empty(), "a dropped wait leaves nothing behind");
     }
 }

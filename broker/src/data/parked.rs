@@ -1,11 +1,8 @@
 //! Parked fetches: long polls that wait until one of their queues has something.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 
-use longwire_storage::{IndexRead, Store};
+use longwire_storage::{Arrival, Arrivals, IndexRead, Store, Wanted};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
@@ -45,7 +42,7 @@ pub(super) async fn wait(
             biased;
             () = connection.ended.cancelled() => return,
             () = sleep_until(deadline) => timed_out = true,
-            () = (Arrival { fetch: &fetch, store, waker: None }) => {}
+            () = Arrival::new(News { fetch: &fetch, store }) => {}
         }
         fetch.drop_deleted(store);
     }
@@ -72,36 +69,19 @@ async fn look(connection: &Arc<Connection>, mut fetch: Box<Fetch>) -> Option<(Bo
     }
 }
 
-/// Completes when a look is worth the while. It may be wrong about that, but misses nothing.
-struct Arrival<'a> {
+/// What a parked fetch waits for.
+struct News<'a> {
     fetch: &'a Fetch,
     store: &'a Store,
-    /// What has been registered with every queue.
-    waker: Option<Waker>,
 }
 
-impl Future for Arrival<'_> {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if self.waker.is_some() {
-            return Poll::Ready(());
-        }
-        for (queue, _) in self.fetch.queues() {
-            queue.arrivals().register(context.waker());
-        }
-        self.waker = Some(context.waker().clone());
-        if self.fetch.has_news(self.store) { Poll::Ready(()) } else { Poll::Pending }
+impl Wanted for News<'_> {
+    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals)) {
+        self.fetch.queues().for_each(|(queue, _)| each(queue.arrivals()));
     }
-}
 
-impl Drop for Arrival<'_> {
-    fn drop(&mut self) {
-        if let Some(waker) = &self.waker {
-            for (queue, _) in self.fetch.queues() {
-                queue.arrivals().deregister(waker);
-            }
-        }
+    fn has_news(&self) -> bool {
+        self.fetch.has_news(self.store)
     }
 }
 

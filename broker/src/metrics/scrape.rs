@@ -50,6 +50,9 @@ fn register_store(r: &mut Registry, state: &BrokerState) {
     counter(r, "appended_bytes", "Bytes appended since the start", stats.bytes_appended);
     counter(r, "syncs", "Syncs of the log since the start", stats.syncs);
     gauge(r, "store_failed", "1 once the store has failed", state.store.failure().is_some().into());
+    if let Ok(free) = state.store.free_bytes() {
+        gauge(r, "disk_free_bytes", "Bytes that can be taken up where the store is", free);
+    }
     let topics = state.store.topics();
     let own = || topics.iter().filter(|topic| !topic.is_system());
     gauge(r, "topics", "Topics, without Longwire's own", own().count() as u64);
@@ -81,6 +84,13 @@ fn register_groups(r: &mut Registry, state: &BrokerState) {
         }
     }
     r.register("group_lag", "Visible messages not yet committed, where anything is", lags);
+    let overtaken = Family::<[(&'static str, String); 2], Counter>::default();
+    for (group, topic, messages) in state.store.overtaken().into_iter().take(LAG_SERIES_MAX) {
+        let labels = [("group", group.to_string()), ("topic", topic.to_string())];
+        overtaken.get_or_create(&labels).inc_by(messages);
+    }
+    let help = "Messages that retention removed before the group had committed them";
+    r.register("group_overtaken_messages", help, overtaken);
 }
 
 fn register_process(r: &mut Registry, state: &BrokerState) {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use longwire_storage::{Store, StoreConfig, TopicConfig};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn command(folder: &Path) -> Command {
@@ -114,4 +115,32 @@ fn the_printed_configuration_can_be_given_back() {
     assert_eq!(print(second.env_clear().arg("--config").arg(&file)), printed);
     let mut third = Command::new(env!("CARGO_BIN_EXE_longwire-broker"));
     assert_eq!(print(third.env_clear().env("LONGWIRE_CONFIG", &file)), printed);
+}
+
+#[test]
+fn verify_has_exit_statuses_for_scripts_and_salvages_into_a_folder_that_can_be_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, copy) = (folder.path().join("store"), folder.path().join("copy"));
+    let verify = |arguments: &[&str]| {
+        let output = command(&dir).arg("verify").args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(verify(&[]).0, Some(74), "there is no store");
+    let store = StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::new(&dir) };
+    let store = Store::open(store).unwrap();
+    store.create_topic(TopicConfig::new("orders", 1)).unwrap();
+    assert_eq!(verify(&[]).0, Some(73), "the store is in use");
+    store.close().unwrap();
+    let (code, text) = verify(&[]);
+    assert!(code == Some(0) && text.contains("the log is whole"), "{text}");
+
+    let segment = dir.join("commitlog/00000000000000000000");
+    let (_, text) = verify(&["--json"]);
+    assert!(text.contains("\"damage\": []") && text.contains("\"whole\": true"), "{text}");
+    std::fs::rename(&segment, dir.join("commitlog/00000000000001048576")).unwrap();
+    assert_eq!(verify(&[]).0, Some(65), "no record stands where it says it stands");
+    assert_eq!(run(&mut command(&dir)).0, Some(65));
+    assert_eq!(verify(&["--salvage", copy.to_str().unwrap()]).0, Some(0));
+    drop(Process::start(&copy));
+    assert_eq!(verify(&["--salvage", copy.to_str().unwrap()]).0, Some(64), "it is not empty");
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs, syncfs};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek, statvfs, syncfs};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev};
 
 use super::{Disk, DiskFile, DiskLock, Mapping};
@@ -103,15 +103,24 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path) -> io::Result<DiskLock> {
         let options = &mut OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
+        took(file.try_lock())?;
         file.set_len(0)?;
         file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
         Ok(DiskLock::new(file))
     }
+
+    fn lock_shared(&self, path: &Path) -> io::Result<DiskLock> {
+        let file = File::open(path)?;
+        took(file.try_lock_shared())?;
+        Ok(DiskLock::new(file))
+    }
+}
+
+fn took(locked: Result<(), TryLockError>) -> io::Result<()> {
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => ErrorKind::WouldBlock.into(),
+        TryLockError::Error(error) => error,
+    })
 }
 
 #[derive(Debug)]
@@ -141,6 +150,16 @@ impl DiskFile for RealFile {
             Ok(read) => Ok(read),
             // File systems without RWF_NOWAIT: nothing is known to be resident.
             Err(Errno::OPNOTSUPP | Errno::PERM) => Err(ErrorKind::WouldBlock.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
+        match seek(&self.0, SeekFrom::Data(at)) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::NXIO) => Ok(None),
+            // File systems that do not tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((at < self.bytes()?).then_some(at)),
             Err(error) => Err(error.into()),
         }
     }

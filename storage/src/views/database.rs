@@ -6,17 +6,20 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longwire_proto::store::{GroupRecord, TopicRecord};
 use parking_lot::Mutex;
 use prost::Message;
+use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
 use redb::{TableDefinition, WriteTransaction};
 
 use super::{At, Changes, GroupView, Views};
 use crate::disk::{Disk, DiskFile, read_exact_at};
+use crate::queue_sums::QueueFile;
 
 /// Name to number: the version of this format, and the positions that have been reached.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -26,17 +29,26 @@ const TOPICS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("topics
 const GROUPS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("groups");
 /// (Group, topic, queue) to (position of the record, offset).
 const OFFSETS: TableDefinition<(&str, &str, u32), (u64, u64)> = TableDefinition::new("offsets");
-/// (Topic, queue) to the end of its consume queue at the checkpoint.
-const QUEUE_ENDS: TableDefinition<(&str, u32), u64> = TableDefinition::new("queue_ends");
+/// (Topic, queue, offset of the first entry) to (position where the topic was created, one past the
+/// offset of the last entry, CRC-32 of the bytes) of a consume queue's file.
+const QUEUE_FILES: TableDefinition<(&str, u32, u64), (u64, u64, u32)> =
+    TableDefinition::new("queue_files");
 
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const CACHE_BYTES: usize = 4 << 20;
 
-/// Topic and queue, and where its consume queue ends on disk.
-pub(crate) type QueueEnd = ((Arc<str>, u32), u64);
+/// The files of one consume queue, as a checkpoint notes them.
+#[derive(Debug)]
+pub(crate) struct NotedQueue {
+    pub(crate) topic: Arc<str>,
+    /// Tells topics of the same name apart.
+    pub(crate) created_position: u64,
+    pub(crate) queue: u32,
+    pub(crate) files: Vec<QueueFile>,
+}
 
-/// The ends of consume queues, by topic and queue.
-pub(crate) type QueueEnds = HashMap<(Arc<str>, u32), u64>;
+/// The files of consume queues, by topic, the position where that was created, and queue.
+pub(crate) type NotedFiles = HashMap<(Arc<str>, u64, u32), Vec<QueueFile>>;
 
 #[derive(Debug)]
 pub(crate) struct ViewDatabase {
@@ -47,12 +59,26 @@ pub(crate) struct ViewDatabase {
 }
 
 /// What the database holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stored {
+    /// Where the log began.
+    pub(crate) first_position: u64,
     pub(crate) views: Views,
     /// The consume queues on disk have every record below.
     pub(crate) dispatched: u64,
-    pub(crate) queue_ends: QueueEnds,
+    pub(crate) queue_files: NotedFiles,
+}
+
+impl Stored {
+    /// What a database says that has never been written.
+    pub(crate) fn nothing() -> Stored {
+        Stored {
+            first_position: u64::MAX,
+            views: Views::default(),
+            dispatched: 0,
+            queue_files: NotedFiles::new(),
+        }
+    }
 }
 
 impl ViewDatabase {
@@ -62,14 +88,13 @@ impl ViewDatabase {
         disk: Arc<dyn Disk>,
         path: &Path,
     ) -> Result<(ViewDatabase, Stored), redb::Error> {
-        let opened = open(&*disk, path).and_then(|database| Ok((read(&database)?, database)));
-        let (stored, database) = match opened {
+        let (stored, database) = match open_checked(&*disk, path) {
             Ok(opened) => opened,
             Err(error) => {
                 let path_shown = path.display();
                 tracing::warn!(path = %path_shown, %error, "the views cannot be read; rebuilding");
                 disk.remove(path).map_err(redb::Error::Io)?;
-                (Stored::default(), open(&*disk, path)?)
+                (Stored::nothing(), open(&*disk, path)?)
             }
         };
         let (path, database) = (path.to_owned(), Mutex::new(Some(database)));
@@ -81,24 +106,22 @@ impl ViewDatabase {
     /// A failed call has changed nothing and can be made again.
     pub(crate) fn checkpoint(
         &self,
+        first_position: u64,
         views: &Views,
         changes: &Changes,
         dispatched: u64,
-        queue_ends: &[QueueEnd],
+        queues: &[NotedQueue],
     ) -> Result<(), redb::Error> {
         self.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert("version", VERSION)?;
+            meta.insert("first", first_position)?;
             meta.insert("folded", views.folded.max(dispatched))?;
             meta.insert("dispatched", dispatched)?;
             write_topics(transaction, views, changes)?;
             write_groups(transaction, views, changes)?;
             write_offsets(transaction, views, changes)?;
-            let mut ends = transaction.open_table(QUEUE_ENDS)?;
-            for ((topic, queue), end) in queue_ends {
-                ends.insert((&**topic, *queue), end)?;
-            }
-            Ok(())
+            write_queue_files(transaction, queues)
         })
     }
 
@@ -108,7 +131,7 @@ impl ViewDatabase {
             transaction.delete_table(TOPICS)?;
             transaction.delete_table(GROUPS)?;
             transaction.delete_table(OFFSETS)?;
-            transaction.delete_table(QUEUE_ENDS)?;
+            transaction.delete_table(QUEUE_FILES)?;
             transaction.delete_table(META)?;
             make_tables(transaction)
         })
@@ -141,12 +164,51 @@ fn open(disk: &dyn Disk, path: &Path) -> Result<Database, redb::Error> {
     Ok(database)
 }
 
+/// Reads a database without changing its file; `None` if there is none.
+pub(crate) fn read_copy(disk: &dyn Disk, path: &Path) -> Result<Option<Stored>, redb::Error> {
+    let file = match disk.open_readonly(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(redb::Error::Io(error)),
+    };
+    let mut bytes = vec![0; file.bytes()? as usize];
+    read_exact_at(&*file, &mut bytes, 0)?;
+    let (stored, _) = checked(|| {
+        let copy = InMemoryBackend::new();
+        copy.set_len(bytes.len() as u64)?;
+        copy.write(0, &bytes)?;
+        Ok(Database::builder().create_with_backend(copy)?)
+    })?;
+    Ok(Some(stored))
+}
+
+fn open_checked(disk: &dyn Disk, path: &Path) -> Result<(Stored, Database), redb::Error> {
+    checked(|| open(disk, path))
+}
+
+/// Opens a database, looks at every page of it, and reads all of it.
+///
+/// A file that is not what was written can take redb by surprise; that is damage like any other.
+fn checked(
+    open: impl FnOnce() -> Result<Database, redb::Error>,
+) -> Result<(Stored, Database), redb::Error> {
+    let damaged = |what: &str| redb::Error::Corrupted(what.to_owned());
+    let opened = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+        let mut database = open()?;
+        if !database.check_integrity()? {
+            return Err(damaged("a checksum does not match"));
+        }
+        Ok((read(&database)?, database))
+    }));
+    opened.unwrap_or_else(|_| Err(damaged("its structure makes no sense")))
+}
+
 fn make_tables(transaction: &WriteTransaction) -> Result<(), redb::Error> {
     transaction.open_table(META)?;
     transaction.open_table(TOPICS)?;
     transaction.open_table(GROUPS)?;
     transaction.open_table(OFFSETS)?;
-    transaction.open_table(QUEUE_ENDS)?;
+    transaction.open_table(QUEUE_FILES)?;
     Ok(())
 }
 
@@ -165,6 +227,7 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
     if version != VERSION {
         return Err(redb::Error::Corrupted(format!("view version {version} is not {VERSION}")));
     }
+    let first_position = meta.get("first")?.map_or(u64::MAX, |p| p.value());
     let folded = meta.get("folded")?.map_or(0, |p| p.value());
     let dispatched = meta.get("dispatched")?.map_or(0, |p| p.value());
     let mut views = Views { folded, ..Views::default() };
@@ -191,13 +254,14 @@ fn read(database: &Database) -> Result<Stored, redb::Error> {
         let queues = view.offsets.entry(topic.into()).or_default();
         queues.insert(queue, At { value: offset, position });
     }
-    let mut queue_ends = QueueEnds::new();
-    for row in transaction.open_table(QUEUE_ENDS)?.iter()? {
-        let (key, end) = row?;
-        let (topic, queue) = key.value();
-        queue_ends.insert((topic.into(), queue), end.value());
+    let mut queue_files = NotedFiles::new();
+    for row in transaction.open_table(QUEUE_FILES)?.iter()? {
+        let (key, value) = row?;
+        let ((topic, queue, base), (created, end, crc)) = (key.value(), value.value());
+        let files = queue_files.entry((topic.into(), created, queue)).or_default();
+        files.push(QueueFile { base, end, crc });
     }
-    Ok(Stored { views, dispatched, queue_ends })
+    Ok(Stored { first_position, views, dispatched, queue_files })
 }
 
 fn write_topics(
@@ -206,7 +270,7 @@ fn write_topics(
     changes: &Changes,
 ) -> Result<(), redb::Error> {
     let mut topics = transaction.open_table(TOPICS)?;
-    let mut ends = transaction.open_table(QUEUE_ENDS)?;
+    let mut files = transaction.open_table(QUEUE_FILES)?;
     for name in &changes.topics {
         match views.topics.get(name) {
             Some(At { value, position }) => {
@@ -214,7 +278,7 @@ fn write_topics(
             }
             None => {
                 topics.remove(&**name)?;
-                ends.retain_in((&**name, 0)..=(&**name, u32::MAX), |_, _| false)?;
+                files.retain_in((&**name, 0, 0)..=(&**name, u32::MAX, u64::MAX), |_, _| false)?;
             }
         }
     }
@@ -256,6 +320,22 @@ fn write_offsets(
                 let all = (&**group, &**topic, 0)..=(&**group, &**topic, u32::MAX);
                 offsets.retain_in(all, |_, _| false)?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn write_queue_files(
+    transaction: &WriteTransaction,
+    queues: &[NotedQueue],
+) -> Result<(), redb::Error> {
+    let mut table = transaction.open_table(QUEUE_FILES)?;
+    for NotedQueue { topic, created_position, queue, files } in queues {
+        let all = (&**topic, *queue, 0)..=(&**topic, *queue, u64::MAX);
+        let noted = |base| files.iter().any(|file| file.base == base);
+        table.retain_in(all, |(_, _, base), _| noted(base))?;
+        for QueueFile { base, end, crc } in files {
+            table.insert((&**topic, *queue, *base), (*created_position, *end, *crc))?;
         }
     }
     Ok(())

@@ -1,0 +1,122 @@
+//! `longwire-broker verify`: looking at a store, and saving what is whole, while no broker has it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use longwire_storage::{OpenError, SalvageError, Verified, salvage, verify};
+use serde_json::json;
+
+use crate::exit;
+
+/// Checks every record of a store and holds the views against them. Changes nothing.
+///
+/// Exit status: 0 the log is whole, or what is whole was copied; 65 it is damaged; 73 a broker has the
+/// store; 74 it cannot be read, or the copy not be written.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyFlags {
+    /// Copy what is whole to this new folder and build all views there. Every message keeps its
+    /// offset; consumers pass over those that are lost.
+    #[arg(long, value_name = "FOLDER")]
+    salvage: Option<PathBuf>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command on the store in a folder.
+pub(crate) fn run(dir: &Path, flags: &VerifyFlags) -> ExitCode {
+    let verified = match &flags.salvage {
+        None => verify(dir).map_err(SalvageError::Open),
+        Some(to) => salvage(dir, to),
+    };
+    let verified = match verified {
+        Ok(verified) => verified,
+        Err(error) => {
+            eprintln!("longwire-broker: {error}");
+            return ExitCode::from(match error {
+                SalvageError::Open(OpenError::Locked { .. }) => exit::LOCKED,
+                SalvageError::Exists(_) => exit::USAGE,
+                _ => exit::IO,
+            });
+        }
+    };
+    match flags.json {
+        true => println!("{:#}", as_json(&verified, flags.salvage.as_deref())),
+        false => print_text(dir, &verified, flags.salvage.as_deref()),
+    }
+    if verified.is_whole() || flags.salvage.is_some() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(exit::CORRUPT)
+    }
+}
+
+fn print_text(dir: &Path, verified: &Verified, salvaged: Option<&Path>) {
+    let Verified { segments, records, bytes, first_position, end_position, .. } = verified;
+    println!("{}: {records} whole records of {bytes} bytes", dir.display());
+    println!("  {segments} segments, positions {first_position} to {end_position}");
+    if let Some(position) = verified.torn_tail {
+        println!("  an append was interrupted at position {position}; it was never acknowledged");
+    }
+    for damage in &verified.damage {
+        println!(
+            "damaged: {} at position {}, {} bytes: {}",
+            damage.path.display(),
+            damage.position,
+            damage.bytes,
+            damage.reason
+        );
+        for message in &damage.messages {
+            println!("  lost: {message}");
+        }
+    }
+    for gap in &verified.gaps {
+        let (topic, queue, last) = (&gap.topic, gap.queue, gap.end - 1);
+        println!("missing: {topic}/{queue} offsets {} to {last}", gap.first);
+    }
+    for line in &verified.views {
+        println!("view: {line}; the next start builds the views again");
+    }
+    match (verified.is_whole(), salvaged) {
+        (_, Some(to)) => println!("what is whole was copied to {}", to.display()),
+        (true, None) => println!("the log is whole"),
+        (false, None) => println!("the log is damaged; --salvage FOLDER copies what is whole"),
+    }
+}
+
+fn as_json(verified: &Verified, salvaged: Option<&Path>) -> serde_json::Value {
+    let damage = verified.damage.iter().map(|damage| {
+        let messages = damage.messages.iter().map(|message| {
+            json!({
+                "topic": message.topic,
+                "queue": message.queue,
+                "offset": message.offset,
+                "position": message.position,
+            })
+        });
+        json!({
+            "file": damage.path.display().to_string(),
+            "position": damage.position,
+            "bytes": damage.bytes,
+            "reason": damage.reason,
+            "messages": messages.collect::<Vec<_>>(),
+        })
+    });
+    let gaps = verified.gaps.iter().map(
+        |gap| json!({"topic": gap.topic, "queue": gap.queue, "first": gap.first, "end": gap.end}),
+    );
+    json!({
+        "whole": verified.is_whole(),
+        "segments": verified.segments,
+        "records": verified.records,
+        "bytes": verified.bytes,
+        "first_position": verified.first_position,
+        "end_position": verified.end_position,
+        "torn_tail": verified.torn_tail,
+        "damage": damage.collect::<Vec<_>>(),
+        "gaps": gaps.collect::<Vec<_>>(),
+        "views": verified.views,
+        "salvaged_to": salvaged.map(|to| to.display().to_string()),
+    })
+}

@@ -1,0 +1,92 @@
+//! What goes when it is too old or too much, and what stays.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/store.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use longwire_storage::*;
+use support::*;
+
+/// Retention that looks all the time.
+fn eager(dir: &std::path::Path) -> StoreConfig {
+    StoreConfig { retention_check_interval: Duration::from_millis(5), ..config(dir) }
+}
+
+/// Appends messages of one size; how many bytes each takes.
+fn append_equal(store: &Store, queue: &Queue, count: usize) -> u64 {
+    let extents = append_bodies(store, queue, &vec![&[7; 100][..]; count]);
+    assert_eq!(extents.len(), 1, "all of them stand together");
+    (extents[0].end - extents[0].position) / count as u64
+}
+
+/// Waits for something that retention does on a thread of its own.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{what} does not come about");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_topics_own_byte_limit_hides_its_oldest_messages_and_no_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(eager(dir.path())).unwrap();
+    let (small, other) = (topic(&store, "small", 1), topic(&store, "other", 1));
+    let (small, other) = (small.queue(0).unwrap(), other.queue(0).unwrap());
+    let each = append_equal(&store, &small, 100);
+    append_equal(&store, &other, 100);
+    let update = TopicUpdate { retention_bytes: Some(25 * each), ..TopicUpdate::default() };
+    store.update_topic("small", update).unwrap();
+    until("a first offset above 0", || small.min_offset() > 0);
+    assert_eq!(small.min_offset(), 75);
+    assert_eq!((small.max_offset(), other.min_offset()), (100, 0));
+    let below = store.plan_read(&small, 0, 1000, &TagFilter::All, IndexRead::MayBlock);
+    assert!(matches!(below, Err(ReadError::OutOfRange { min, .. }) if min == small.min_offset()));
+    store.close().unwrap();
+
+    let store = Store::open(eager(dir.path())).unwrap();
+    assert_eq!(store.topic("small").unwrap().queue(0).unwrap().min_offset(), 75);
+}
+
+#[test]
+fn a_topic_with_a_longer_limit_keeps_the_segments_it_is_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = StoreConfig { retention_age: Some(Duration::from_millis(1)), ..eager(dir.path()) };
+    let store = Store::open(short).unwrap();
+    let (long, other) = (topic(&store, "long", 1), topic(&store, "other", 1));
+    let day = TopicUpdate { retention_ms: Some(86_400_000), ..TopicUpdate::default() };
+    store.update_topic("long", day).unwrap();
+    let (long, other) = (long.queue(0).unwrap(), other.queue(0).unwrap());
+    append_numbered(&store, &long, 0..10);
+    append_numbered(&store, &other, 0..2_000);
+    assert_eq!(store.stats().first_position, 0, "the first segment has messages of both");
+    store.delete_topic("long").unwrap();
+    until("the first segment's end", || store.stats().first_position > 0);
+    until("messages that are gone", || other.min_offset() > 0);
+}
+
+#[test]
+fn a_group_that_retention_overtakes_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(eager(dir.path())).unwrap();
+    let queue = topic(&store, "t", 1).queue(0).unwrap();
+    let each = append_equal(&store, &queue, 100);
+    let commit = |group: &str, offset| {
+        let committed = CommittedOffset { topic: "t".into(), queue: 0, offset };
+        let end = store.commit_offsets(group, &[committed]).unwrap();
+        store.flushed_blocking(end).unwrap();
+        store.dispatched().wait(end).unwrap();
+    };
+    commit("behind", 10);
+    commit("ahead", 100);
+    let update = TopicUpdate { retention_bytes: Some(50 * each), ..TopicUpdate::default() };
+    store.update_topic("t", update).unwrap();
+    until("an overtaken group", || !store.overtaken().is_empty());
+    let (group, topic, messages) = store.overtaken().remove(0);
+    assert_eq!((&*group, &*topic), ("behind", "t"));
+    assert_eq!(messages, 40);
+    assert_eq!(store.overtaken().len(), 1, "the one that is ahead has lost nothing");
+}

@@ -1,0 +1,197 @@
+//! What `verify` finds in a damaged store, and what `salvage` makes of it.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/store.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use longwire_storage::*;
+use support::*;
+
+const MESSAGES: u64 = 600;
+
+/// A closed store with two queues of numbered messages over several segments, and a commit.
+fn closed() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    let topic = topic(&store, "t", 2);
+    for i in 0..MESSAGES {
+        append_bodies(&store, &topic.queue((i % 2) as u32).unwrap(), &[&body(i)]);
+    }
+    let committed = CommittedOffset { topic: "t".into(), queue: 1, offset: 17 };
+    let end = store.commit_offsets("g", &[committed]).unwrap();
+    store.flushed_blocking(end).unwrap();
+    store.close().unwrap();
+    dir
+}
+
+/// Every file below a folder with its bytes.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(files(&path)),
+            false => drop(all.insert(path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    all
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    files(&dir.join("commitlog")).into_keys().collect()
+}
+
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+/// The messages of both queues after a salvage, by number.
+fn salvaged(dir: &Path) -> (Verified, BTreeMap<u64, Vec<u8>>) {
+    let before = files(dir);
+    let home = tempfile::tempdir().unwrap();
+    let to = home.path().join("saved");
+    let verified = salvage(dir, &to).unwrap();
+    assert!(files(dir) == before, "the original has not changed");
+    let store = Store::open(config(&to)).unwrap();
+    let topic = store.topic("t").unwrap();
+    let mut messages = BTreeMap::new();
+    for queue in topic.queues() {
+        for (offset, body) in read_all(&store, &queue) {
+            messages.insert(offset * 2 + u64::from(queue.id()), body);
+        }
+        let next = append_bodies(&store, &queue, &[b"next"]);
+        assert!(next[0].offset > *messages.keys().last().unwrap() / 2);
+    }
+    assert_eq!(store.committed_offset("g", "t", 1), Some(17));
+    store.close().unwrap();
+    (verified, messages)
+}
+
+fn assert_all_but(messages: &BTreeMap<u64, Vec<u8>>, lost: &[u64]) {
+    for i in 0..MESSAGES {
+        let expected = (!lost.contains(&i)).then(|| body(i));
+        assert!(messages.get(&i) == expected.as_ref(), "message {i}");
+    }
+}
+
+#[test]
+fn a_whole_store_is_whole_and_stays_as_it_is() {
+    let dir = closed();
+    let before = files(dir.path());
+    let verified = verify(dir.path()).unwrap();
+    assert!(files(dir.path()) == before);
+    assert!(verified.is_whole() && verified.gaps.is_empty(), "{verified:?}");
+    assert_eq!((verified.views.len(), verified.torn_tail), (0, None), "{verified:?}");
+    assert!(verified.records >= MESSAGES + 2);
+    assert_all_but(&salvaged(dir.path()).1, &[]);
+}
+
+#[test]
+fn a_store_that_is_open_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    let refused = verify(dir.path()).unwrap_err();
+    assert!(matches!(refused, OpenError::Locked { pid: Some(_), .. }), "{refused}");
+    store.close().unwrap();
+}
+
+#[test]
+fn a_damaged_record_is_named_and_all_others_are_salvaged() {
+    let dir = closed();
+    let path = &segments(dir.path())[1];
+    let bytes = fs::read(path).unwrap();
+    let at = bytes.len() / 2;
+    overwrite(path, at as u64, &[bytes[at] ^ 4]);
+
+    let verified = verify(dir.path()).unwrap();
+    let [damage] = &verified.damage[..] else { panic!("{verified:?}") };
+    assert_eq!(&damage.path, path);
+    let base: u64 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let byte = base + at as u64;
+    assert!((damage.position..damage.position + damage.bytes).contains(&byte));
+    let [lost] = &damage.messages[..] else { panic!("{damage:?}") };
+    assert_eq!((&*lost.topic, lost.position), ("t", damage.position));
+    let [gap] = &verified.gaps[..] else { panic!("{verified:?}") };
+    assert_eq!((gap.queue, gap.first, gap.end), (lost.queue, lost.offset, lost.offset + 1));
+
+    let (_, messages) = salvaged(dir.path());
+    assert_all_but(&messages, &[lost.offset * 2 + u64::from(lost.queue)]);
+}
+
+#[test]
+fn a_missing_segment_takes_only_its_own_messages() {
+    let dir = closed();
+    let path = segments(dir.path())[2].clone();
+    fs::remove_file(&path).unwrap();
+    assert!(matches!(Store::open(config(dir.path())), Err(OpenError::Corrupt { .. })));
+    let verified = verify(dir.path()).unwrap();
+    let [damage] = &verified.damage[..] else { panic!("{verified:?}") };
+    assert_eq!(damage.path, path);
+    let lost: Vec<u64> =
+        damage.messages.iter().map(|m| m.offset * 2 + u64::from(m.queue)).collect();
+    assert!(lost.len() > 50, "{lost:?}");
+    assert_all_but(&salvaged(dir.path()).1, &lost);
+}
+
+#[test]
+fn a_segment_cut_short_in_the_middle_of_the_log_loses_only_its_end() {
+    let dir = closed();
+    let path = segments(dir.path())[1].clone();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(40_000).unwrap();
+    let (verified, messages) = salvaged(dir.path());
+    let lost: Vec<u64> = verified
+        .damage
+        .iter()
+        .flat_map(|damage| &damage.messages)
+        .map(|m| m.offset * 2 + u64::from(m.queue))
+        .collect();
+    assert!(!lost.is_empty());
+    assert_all_but(&messages, &lost);
+}
+
+#[test]
+fn damaged_views_are_named_and_do_not_matter() {
+    let dir = closed();
+    let index = dir.path().join("consumequeue/t/0-00000000000000000000");
+    overwrite(&index, 100, &[0xFF; 8]);
+    let verified = verify(dir.path()).unwrap();
+    assert!(verified.is_whole());
+    let named = |what: &str| verified.views.iter().any(|line| line.contains(what));
+    assert!(named("its checksum is wrong") && named("t/0: 1 entries are wrong"), "{verified:?}");
+    assert_all_but(&salvaged(dir.path()).1, &[]);
+
+    fs::write(dir.path().join("views.redb"), [7; 5000]).unwrap();
+    let verified = verify(dir.path()).unwrap();
+    assert!(verified.is_whole() && verified.views[0].contains("views.redb"), "{verified:?}");
+    assert_all_but(&salvaged(dir.path()).1, &[]);
+}
+
+#[test]
+fn damage_below_the_checkpoint_stops_a_start_only_where_views_need_it() {
+    let dir = closed();
+    let path = &segments(dir.path())[1];
+    let byte = fs::read(path).unwrap()[30_000];
+    overwrite(path, 30_000, &[byte ^ 1]);
+    Store::open(config(dir.path())).unwrap().close().unwrap();
+    fs::remove_dir_all(dir.path().join("consumequeue")).unwrap();
+    let refused = Store::open(config(dir.path())).unwrap_err();
+    assert!(matches!(&refused, OpenError::Corrupt { path: p, .. } if p == path), "{refused}");
+    assert!(refused.to_string().contains("--salvage"), "{refused}");
+}
+
+#[test]
+fn the_oldest_segment_cannot_go_missing_unnoticed() {
+    let dir = closed();
+    let path = segments(dir.path())[0].clone();
+    fs::remove_file(&path).unwrap();
+    let refused = Store::open(config(dir.path())).unwrap_err();
+    assert!(matches!(&refused, OpenError::Corrupt { path: p, .. } if *p == path), "{refused}");
+    let verified = verify(dir.path()).unwrap();
+    assert_eq!(verified.damage[0].path, path, "{verified:?}");
+    assert!(verified.damage[0].messages.len() > 50);
+}
