@@ -42,6 +42,25 @@ use crate::topic::DurabilityArg;
 /// What is measured where nothing is said.
 const DURATION: Duration = Duration::from_secs(10);
 
+/// Longer times are slips of the pen, and would reach beyond what a clock can tell.
+const TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A duration of a run: `500ms`, `30s`, up to 30 days.
+fn time(text: &str) -> Result<Duration, String> {
+    match size::duration(text)? {
+        time if time <= TIME_MAX => Ok(time),
+        _ => Err("at most 30 days".to_owned()),
+    }
+}
+
+/// Like [`time`], but not none.
+fn time_not_zero(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("it must not be 0".to_owned()),
+        time => Ok(time),
+    }
+}
+
 /// `longwire bench ...`
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
@@ -97,7 +116,7 @@ struct LoadArgs {
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size::bytes_not_zero)]
     batch: u64,
     /// Wait so long for more messages before a request is sent that is not full.
-    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = size::duration)]
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = time)]
     linger: Duration,
 }
 
@@ -110,10 +129,10 @@ struct LengthArgs {
         value_parser = clap::value_parser!(u64).range(1..))]
     messages: Option<u64>,
     /// Measure for so long. Default: 10s.
-    #[arg(short, long, value_name = "TIME", value_parser = size::duration_not_zero)]
+    #[arg(short, long, value_name = "TIME", value_parser = time_not_zero)]
     duration: Option<Duration>,
     /// Go on for so long before anything is measured.
-    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = size::duration)]
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = time)]
     warmup: Duration,
 }
 

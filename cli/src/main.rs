@@ -189,6 +189,8 @@ mod tests {
             "longwire bench produce --topic orders --queues 4",
             "longwire bench end-to-end --clients 0",
             "longwire bench consume --warmup 1s",
+            "longwire bench consume --topic orders --size 2KiB",
+            "longwire bench produce --warmup 1000y",
         ] {
             assert_eq!(parse(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
         }

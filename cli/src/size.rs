@@ -23,14 +23,6 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "give a duration such as 500ms, 15m or 7d".to_owned())
 }
 
-/// Like [`duration`], but not none.
-pub(crate) fn duration_not_zero(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("it must not be 0".to_owned()),
-        duration => Ok(duration),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +34,5 @@ mod tests {
         assert_eq!(bytes("10GiB"), Ok(10 << 30));
         assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
         assert!(bytes("many").is_err() && bytes_not_zero("0").is_err() && duration("7").is_err());
-        assert!(duration_not_zero("0s").is_err() && duration_not_zero("1ms").is_ok());
     }
 }

@@ -19,10 +19,13 @@ use super::{FileArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
 use crate::Global;
 use crate::connection::connect;
 use crate::error::{Exit, Failure};
-use crate::{interrupt, size};
+use crate::interrupt;
 
 /// What a topic of its own is filled with, unless something else is asked for.
 const FILL_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
+/// What says how a topic is filled.
+const FILL_ARGS: [&str; 8] =
+    ["rate", "in_flight", "size", "keys", "compression", "batch", "linger", "durability"];
 const RECEIVE_MAX: usize = 4096;
 /// A topic that has messages gives some within this time.
 const IDLE_MAX: Duration = Duration::from_secs(15);
@@ -34,12 +37,13 @@ const ERRORS_MAX: u64 = 100;
 /// its own is filled first, in the way the other options say. The clients share the queues among
 /// them. With --duration they begin again at the first message until the time is over.
 #[derive(Debug, Args)]
+#[command(mut_args(only_to_fill))]
 pub(crate) struct ConsumeArgs {
     /// Most messages to read. Fills a topic of its own with so many. Default: all, or 256 MiB.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     messages: Option<u64>,
     /// Read for so long, again from the start where the end is reached.
-    #[arg(short, long, value_name = "TIME", value_parser = size::duration_not_zero)]
+    #[arg(short, long, value_name = "TIME", value_parser = super::time_not_zero)]
     duration: Option<Duration>,
     #[command(flatten)]
     fill: LoadArgs,
@@ -47,6 +51,15 @@ pub(crate) struct ConsumeArgs {
     topic: TopicArgs,
     #[command(flatten)]
     files: FileArgs,
+}
+
+/// Refuses what only says how to fill a topic, where the topic is there already.
+fn only_to_fill(arg: clap::Arg) -> clap::Arg {
+    let name = arg.get_id().as_str();
+    match FILL_ARGS.contains(&name) {
+        true => arg.conflicts_with("topic"),
+        false => arg,
+    }
 }
 
 /// Runs the command.

@@ -22,6 +22,8 @@ use crate::error::Failure;
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// After so many errors of one client a run is pointless.
 const ERRORS_MAX: u64 = 1_000;
+/// What is kept for each client and queue must fit into memory.
+const LANES_MAX: u64 = 1_000_000;
 /// What is on its way when a run is stopped may take so long to be acknowledged.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -58,6 +60,12 @@ impl Load {
         stop: &CancellationToken,
     ) -> Result<Load, Failure> {
         let clients = args.clients;
+        if u64::from(clients) * u64::from(target.queues) > LANES_MAX {
+            return Err(Failure::usage(format!(
+                "{clients} clients and {} queues are too many together: at most {LANES_MAX} pairs",
+                target.queues
+            )));
+        }
         let bodies = Bodies::new(args.size.clone());
         let mut producers = Vec::new();
         for _ in 0..clients {

@@ -6,8 +6,8 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rate(f64);
 
-/// More than any machine sends one by one.
-const RATE_MAX: f64 = 1e9;
+/// One in a quarter of an hour, and more than any machine sends one by one.
+const RATES: std::ops::RangeInclusive<f64> = 1e-3..=1e9;
 
 impl Rate {
     pub(super) fn per_second(self) -> f64 {
@@ -27,7 +27,7 @@ impl FromStr for Rate {
             _ => (number, 1.0),
         };
         match number.parse::<f64>() {
-            Ok(number) if number > 0.0 && number * factor <= RATE_MAX => Ok(Rate(number * factor)),
+            Ok(number) if RATES.contains(&(number * factor)) => Ok(Rate(number * factor)),
             _ => Err("give messages a second, such as 500, 20k or 1.5M".to_owned()),
         }
     }
@@ -45,7 +45,7 @@ mod tests {
         {
             assert_eq!(rate(text), Ok(per_second), "{text}");
         }
-        for text in ["0", "-1", "fast", "k", "", "/s", "inf", "NaN", "1e12", "20 k"] {
+        for text in ["0", "-1", "fast", "k", "", "/s", "inf", "NaN", "1e12", "1e-9", "20 k"] {
             assert!(rate(text).is_err(), "{text}");
         }
     }

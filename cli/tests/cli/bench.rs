@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::broker::{TestBroker, failure, longwire};
 use crate::commands::interrupt;
 
-/// Both, as a number.
+/// A figure of a report.
 fn number(report: &Value, name: &str) -> f64 {
     report.pointer(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("{name}: {report}"))
 }
@@ -249,9 +249,7 @@ fn interrupted_run_reports_what_it_has_measured_and_removes_its_topic() {
     let args =
         ["bench", "produce", "--warmup", "0s", "--duration", "1h", "--rate", "500", "--json"];
     let child = broker.spawn(&args, Stdio::null());
-    while topics(&broker) == 0 || stored(&broker) < 20 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for_messages(&broker);
     interrupt(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(failure(&output).0, 130);
@@ -259,6 +257,33 @@ fn interrupted_run_reports_what_it_has_measured_and_removes_its_topic() {
     assert_eq!(report["interrupted"], true);
     assert!(number(&report, "/messages") >= 20.0, "{report}");
     assert_eq!(topics(&broker), 0);
+}
+
+#[test]
+fn errors_are_counted_by_code_and_end_a_hopeless_run() {
+    let broker = TestBroker::with(|config| config.broker.auto_create_topics = false);
+    broker.ok(&["topic", "create", "t", "--durability", "write"]);
+    let load = ["bench", "produce", "--topic", "t", "--rate", "1k", "--warmup", "0s"];
+    let child =
+        broker.spawn(&[&load[..], &["--duration", "30s", "--json"]].concat(), Stdio::null());
+    wait_for_messages(&broker);
+    broker.ok(&["topic", "delete", "t", "--yes"]);
+    let output = child.wait_with_output().unwrap();
+    let (code, said) = failure(&output);
+    assert_eq!(code, 3, "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(number(&report, "/errors/UNKNOWN_TOPIC") >= 1_000.0, "{report}");
+    assert!(number(&report, "/messages") >= 20.0, "{report}");
+    assert_eq!(report["interrupted"], false);
+}
+
+/// Returns once a run is well under way.
+fn wait_for_messages(broker: &TestBroker) {
+    let began = Instant::now();
+    while stored(broker) < 20 {
+        assert!(began.elapsed() < Duration::from_secs(30), "nothing has been stored");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Messages in all topics.
