@@ -8,15 +8,23 @@ pub(super) mod sync_errors;
 mod truth;
 mod workload;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastrand::Rng;
 use longwire_storage::disk::FaultDisk;
 use longwire_storage::{AppendPath, OpenError, Store, StoreConfig};
 
+use self::truth::Truth;
+use self::workload::Workload;
+use super::Report;
+
 /// Where the store is on the disk in memory.
 const DIR: &str = "/data/store";
+/// Later than any event of a disk: whatever was acknowledged has to be there.
+const EVERYTHING: usize = usize::MAX - 1;
 
 /// Small segments, and checkpoints all the time.
 fn config(path: AppendPath) -> StoreConfig {
@@ -38,6 +46,37 @@ fn open(disk: &FaultDisk) -> Result<Arc<Store>, OpenError> {
         ..config(AppendPath::Pwrite)
     };
     Store::open_on(Arc::new(disk.clone()), quiet)
+}
+
+/// A store that has done so many things: closed, or as the death of its process leaves it.
+fn worked(closed: bool, steps: usize, rng: Rng) -> Result<(FaultDisk, Truth), String> {
+    let started = Workload::start(FaultDisk::default(), AppendPath::Pwrite, rng);
+    let mut workload = started.map_err(|error| error.to_string())?;
+    workload.make_topics()?;
+    for _ in 0..steps {
+        workload.step()?;
+    }
+    if closed { Ok(workload.finish()) } else { workload.killed() }
+}
+
+/// Starts a store on an image and holds it against everything that was acknowledged; `what` was done
+/// to it. Neither is a reader to be told of errors: nothing that was acknowledged is damaged.
+fn restart(image: io::Result<FaultDisk>, truth: &Truth, what: &str, report: &mut Report) {
+    let image = match image {
+        Ok(image) => image,
+        Err(error) => return report.violation(format!("{what}: no image can be made: {error}")),
+    };
+    match open(&image) {
+        Ok(store) => {
+            let found = truth.check(&store, EVERYTHING);
+            report.lost += found.lost;
+            report.misordered += found.misordered;
+            for problem in found.problems.iter().chain(&found.told) {
+                report.violation(format!("{what}: {problem}"));
+            }
+        }
+        Err(error) => report.violation(format!("{what}: the store does not start: {error}")),
+    }
 }
 
 /// The bytes of the log's files.

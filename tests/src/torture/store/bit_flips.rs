@@ -6,12 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use fastrand::Rng;
+use longwire_storage::OpenError;
 use longwire_storage::disk::FaultDisk;
-use longwire_storage::{AppendPath, OpenError};
 
 use super::truth::Truth;
-use super::workload::Workload;
-use super::{DIR, open};
+use super::{DIR, EVERYTHING, open, worked};
 use crate::torture::{Options, Report};
 
 /// Flips if no other number is given.
@@ -26,8 +25,9 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     let mut rng = Rng::with_seed(options.seed);
     let flips = options.count.unwrap_or(FLIPS);
     let mut tally = Tally::default();
+    // What a store that was killed had not flushed was not acknowledged: its tail.
     for closed in [true, false] {
-        match prepare(closed, rng.fork()) {
+        match worked(closed, STEPS, rng.fork()) {
             Ok((disk, truth)) => {
                 report.acked += truth.acked_by(usize::MAX);
                 flip_files(&disk, &truth, flips / 2, &mut tally, &mut rng, &mut report);
@@ -47,16 +47,6 @@ struct Tally {
     refused: u64,
     told: u64,
     harmless: u64,
-}
-
-fn prepare(closed: bool, rng: Rng) -> Result<(FaultDisk, Truth), String> {
-    let started = Workload::start(FaultDisk::default(), AppendPath::Pwrite, rng);
-    let mut workload = started.map_err(|error| error.to_string())?;
-    workload.make_topics()?;
-    for _ in 0..STEPS {
-        workload.step()?;
-    }
-    if closed { Ok(workload.finish()) } else { workload.killed() }
 }
 
 /// Shares the flips out: half of them to two segments, the rest to all other files.
@@ -127,7 +117,7 @@ fn flip(
     };
     let seen = catch_unwind(AssertUnwindSafe(|| {
         let store = open(&copy)?;
-        Ok(truth.check(&store, usize::MAX - 1))
+        Ok(truth.check(&store, EVERYTHING))
     }));
     match seen {
         Err(_) => report.violation(format!("{what}: a panic")),

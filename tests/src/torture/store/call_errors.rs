@@ -18,7 +18,7 @@ use longwire_storage::{
 
 use super::truth::Truth;
 use super::workload::Workload;
-use super::{DIR, config, open};
+use super::{DIR, config, open, restart};
 use crate::torture::{Options, Report};
 
 const STEPS: usize = 40;
@@ -187,20 +187,8 @@ fn strike(site: &Site, outcome: Outcome, rng: &mut Rng, report: &mut Report) {
     disk.clear_faults();
     let mut model = CrashModel::default();
     disk.journal().iter().for_each(|event| model.pass(event));
-    for (after, image) in
-        [("a restart", disk.copy()), ("a power cut", model.image(Survives::Nothing))]
-    {
-        let started = image.map_err(|error| error.to_string());
-        match started.and_then(|image| open(&image).map_err(|error| error.to_string())) {
-            Ok(store) => {
-                let found = truth.check(&store, usize::MAX - 1);
-                report.lost += found.lost;
-                report.misordered += found.misordered;
-                for problem in found.problems.iter().chain(&found.told) {
-                    report.violation(format!("{what}, then {after}: {problem}"));
-                }
-            }
-            Err(error) => report.violation(format!("{what}, then {after}: {error}")),
-        }
+    let cut = model.image(Survives::Nothing);
+    for (after, image) in [("a restart", disk.copy()), ("a power cut", cut)] {
+        restart(image, &truth, &format!("{what}, then {after}"), report);
     }
 }

@@ -4,12 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use fastrand::Rng;
-use longwire_storage::AppendPath;
 use longwire_storage::disk::FaultDisk;
 
 use super::truth::Truth;
-use super::workload::Workload;
-use super::{DIR, open};
+use super::{DIR, restart, worked};
 use crate::torture::{Options, Report};
 
 const ROUNDS: u64 = 4;
@@ -20,7 +18,7 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     let mut report = Report::new("derived-loss", options);
     let mut rng = Rng::with_seed(options.seed);
     for round in 0..options.count.unwrap_or(ROUNDS) {
-        match prepare(round % 2 == 0, rng.fork()) {
+        match worked(round % 2 == 0, STEPS, rng.fork()) {
             Ok((disk, truth)) => {
                 report.acked += truth.acked_by(usize::MAX);
                 break_views(&disk, &truth, &mut rng, &mut report);
@@ -31,16 +29,6 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     report
 }
 
-fn prepare(closed: bool, rng: Rng) -> Result<(FaultDisk, Truth), String> {
-    let started = Workload::start(FaultDisk::default(), AppendPath::Pwrite, rng);
-    let mut workload = started.map_err(|error| error.to_string())?;
-    workload.make_topics()?;
-    for _ in 0..STEPS {
-        workload.step()?;
-    }
-    if closed { Ok(workload.finish()) } else { workload.killed() }
-}
-
 fn break_views(disk: &FaultDisk, truth: &Truth, rng: &mut Rng, report: &mut Report) {
     let files = disk.files().expect("files in memory can be read");
     let (queues, maps) = (Path::new(DIR).join("consumequeue"), Path::new(DIR).join("views.redb"));
@@ -49,7 +37,7 @@ fn break_views(disk: &FaultDisk, truth: &Truth, rng: &mut Rng, report: &mut Repo
     for (path, bytes) in &views {
         for (how, broken) in breakages(bytes, rng) {
             let change = [(path.clone(), broken)];
-            restart(disk, truth, &change, &format!("{} {how}", path.display()), report);
+            changed(disk, truth, &change, &format!("{} {how}", path.display()), report);
         }
     }
     for pair in views.windows(2) {
@@ -57,14 +45,14 @@ fn break_views(disk: &FaultDisk, truth: &Truth, rng: &mut Rng, report: &mut Repo
             (pair[0].0.clone(), Some(pair[1].1.clone())),
             (pair[1].0.clone(), Some(pair[0].1.clone())),
         ];
-        restart(disk, truth, &swapped, &format!("{} swapped", pair[0].0.display()), report);
+        changed(disk, truth, &swapped, &format!("{} swapped", pair[0].0.display()), report);
     }
     let gone = |only: &dyn Fn(&Path) -> bool| -> Vec<_> {
         let chosen = views.iter().filter(|(path, _)| only(path));
         chosen.map(|(path, _)| (path.clone(), None)).collect()
     };
-    restart(disk, truth, &gone(&|path| path.starts_with(&queues)), "no consume queues", report);
-    restart(disk, truth, &gone(&|_| true), "no views at all", report);
+    changed(disk, truth, &gone(&|path| path.starts_with(&queues)), "no consume queues", report);
+    changed(disk, truth, &gone(&|_| true), "no views at all", report);
 }
 
 /// A file that is gone, cut short, or not what it was.
@@ -90,7 +78,7 @@ fn breakages(bytes: &[u8], rng: &mut Rng) -> Vec<(String, Option<Vec<u8>>)> {
     all
 }
 
-fn restart(
+fn changed(
     disk: &FaultDisk,
     truth: &Truth,
     changes: &[(PathBuf, Option<Vec<u8>>)],
@@ -102,19 +90,5 @@ fn restart(
         changes.iter().try_for_each(|(path, bytes)| copy.put(path, bytes.as_deref()))?;
         Ok(copy)
     });
-    let copy = match changed {
-        Ok(copy) => copy,
-        Err(error) => return report.violation(format!("{what}: {error}")),
-    };
-    match open(&copy) {
-        Ok(store) => {
-            let found = truth.check(&store, usize::MAX - 1);
-            report.lost += found.lost;
-            report.misordered += found.misordered;
-            for problem in found.problems.iter().chain(&found.told) {
-                report.violation(format!("{what}: {problem}"));
-            }
-        }
-        Err(error) => report.violation(format!("{what}: the store does not start: {error}")),
-    }
+    restart(changed, truth, what, report);
 }
