@@ -16,7 +16,7 @@ mod real;
 
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[cfg(feature = "testing")]
@@ -48,8 +48,9 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// The names in a directory, sorted. An absent directory has none.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
-    /// Makes a directory and those above it.
-    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes a directory and those above it; returns the ones that were not there, outermost first.
+    /// They are durable when the directories they are in have been synced.
+    fn create_dir(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;

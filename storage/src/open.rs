@@ -72,13 +72,13 @@ impl Store {
         let began = Instant::now();
         let paths = Paths::new(&config.dir);
         for dir in [&paths.dir, &paths.log, &paths.queues] {
-            disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+            create_durably(&*disk, dir)?;
         }
         let lock = take_lock(&*disk, &paths)?;
         let (mut checkpoint_file, known) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
         if known.checkpoint.is_none() {
-            sync_parents(&*disk, &paths.dir)
-                .map_err(FileError::on("sync what holds", &paths.dir))?;
+            // A start that ended before this may have made the folder.
+            sync_parent(&*disk, &paths.dir)?;
         }
         let recovered = recover(&*disk, &paths.log, &config, &known)?;
         let RecoveredLog { segments, end, newest_ms } = recovered;
@@ -141,24 +141,16 @@ impl Store {
     }
 }
 
-/// Makes the folder's own name durable, and those above it, which may be as new.
-fn sync_parents(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
-    for parent in dir.ancestors().skip(1) {
-        let here = parent.as_os_str().is_empty();
-        match disk.sync_dir(if here { Path::new(".") } else { parent }) {
-            Ok(()) => {}
-            // What cannot be written to holds nothing new, and neither does what is above it.
-            Err(error)
-                if [InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported]
-                    .contains(&error.kind()) =>
-            {
-                break;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+/// Makes a folder whose name survives a power cut.
+fn create_durably(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+    let made = disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+    made.iter().try_for_each(|dir| sync_parent(disk, dir))
+}
+
+fn sync_parent(disk: &dyn Disk, path: &Path) -> Result<(), FileError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    disk.sync_dir(parent).map_err(FileError::on("sync", parent))
 }
 
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {

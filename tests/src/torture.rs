@@ -4,6 +4,8 @@
 //! lists them. A class counts what it did, says every violation on standard error as it is found, and
 //! leaves nothing behind.
 
+mod store;
+
 use std::time::{Duration, Instant};
 
 use longwire_storage::Plant;
@@ -107,4 +109,10 @@ impl Report {
 pub type Class = (&'static str, fn(&Options) -> Report);
 
 /// Every class.
-pub const CLASSES: &[Class] = &[];
+pub const CLASSES: &[Class] = &[
+    ("crash-images", store::crash_images::run),
+    ("sync-errors", store::sync_errors::run),
+    ("call-errors", store::call_errors::run),
+    ("bit-flips", store::bit_flips::run),
+    ("derived-loss", store::derived_loss::run),
+];

@@ -70,7 +70,10 @@ impl CrashModel {
             Event::Sync(file) => self.settle(|event| event.file() == Some(*file)),
             Event::SyncDir(dir) => self.settle(|event| event.directory() == Some(dir)),
             Event::SyncAll => self.settle(|_| true),
-            Event::SyncFailed(file) => self.pending.retain(|event| event.file() != Some(*file)),
+            // The size is the file system's own, which would not go on without it.
+            Event::SyncFailed(file) => self
+                .pending
+                .retain(|event| event.file() != Some(*file) || matches!(event, Event::Resize(..))),
             Event::SyncRange { file, at, bytes } => {
                 self.settle(|event| matches!(event, Event::Resize(of, _) if of == file));
                 let (at, len) = (*at, bytes.len() as u64);

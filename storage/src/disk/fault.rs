@@ -19,6 +19,7 @@ use super::journal::{Event, FileId};
 use super::{Disk, DiskFile, DiskLock, Mapping};
 
 const ENOSPC: i32 = 28;
+const PAGE_BYTES: usize = 4096;
 
 /// The disk; clones are the same disk.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +47,8 @@ struct World {
 struct Node {
     id: FileId,
     file: Arc<File>,
+    /// What the journal knows of a file that is mapped: what differs was stored through the mapping.
+    known: Arc<Mutex<Option<Vec<u8>>>>,
 }
 
 /// A file and what is in it, but for zeros.
@@ -181,7 +184,7 @@ impl World {
         let file = File::from(memfd_create("longwire", MemfdFlags::CLOEXEC)?);
         file.set_len(bytes)?;
         self.next_id += 1;
-        Ok(Node { id: self.next_id, file: Arc::new(file) })
+        Ok(Node { id: self.next_id, file: Arc::new(file), known: Arc::default() })
     }
 
     fn create(&mut self, path: &Path, bytes: u64) -> io::Result<Node> {
@@ -253,18 +256,18 @@ impl Disk for FaultDisk {
         Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+    fn create_dir(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
         if self.call(Verb::CreateDir, dir)? {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut world = self.world.lock();
-        let missing: Vec<_> = dir.ancestors().filter(|d| d.parent().is_some()).collect();
-        for dir in missing.into_iter().rev() {
-            if world.dirs.insert(dir.to_owned()) {
-                world.journal.push(Event::MakeDir(dir.to_owned()));
-            }
-        }
-        Ok(())
+        let all = dir.ancestors().filter(|dir| dir.parent().is_some());
+        let mut missing: Vec<_> = all.map(Path::to_owned).collect();
+        missing.retain(|dir| !world.dirs.contains(dir));
+        missing.reverse();
+        world.dirs.extend(missing.iter().cloned());
+        world.journal.extend(missing.iter().cloned().map(Event::MakeDir));
+        Ok(missing)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -392,7 +395,29 @@ impl FaultFile {
             self.record(Event::Resize(self.node.id, end));
         }
         self.node.file.write_all_at(bytes, at)?;
+        self.know(at, bytes);
         self.record(Event::Write { file: self.node.id, at, bytes: bytes.into() });
+        Ok(())
+    }
+
+    fn know(&self, at: u64, bytes: &[u8]) {
+        if let Some(known) = &mut *self.node.known.lock() {
+            known[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    /// Records as durable what was stored through the mapping.
+    fn record_stores(&self) -> io::Result<()> {
+        let mut known = self.node.known.lock();
+        let Some(known) = &mut *known else { return Ok(()) };
+        let live = self.node.read()?;
+        let pages = known.chunks_mut(PAGE_BYTES).zip(live.chunks(PAGE_BYTES));
+        for (number, (known, live)) in pages.enumerate().filter(|(_, (known, live))| known != live)
+        {
+            known.copy_from_slice(live);
+            let (file, at) = (self.node.id, (number * PAGE_BYTES) as u64);
+            self.record(Event::SyncRange { file, at, bytes: (*live).into() });
+        }
         Ok(())
     }
 }
@@ -454,7 +479,9 @@ impl DiskFile for FaultFile {
         if self.call(Verb::Zero)? {
             return Ok(());
         }
-        self.node.file.write_all_at(&vec![0; len as usize], at)?;
+        let zeros = vec![0; len as usize];
+        self.node.file.write_all_at(&zeros, at)?;
+        self.know(at, &zeros);
         self.record(Event::Zero { file: self.node.id, at, len });
         Ok(())
     }
@@ -462,7 +489,10 @@ impl DiskFile for FaultFile {
     fn sync(&self) -> io::Result<()> {
         match self.disk.meet(Verb::Sync, &self.path) {
             Ok(true) => {}
-            Ok(false) => self.record(Event::Sync(self.node.id)),
+            Ok(false) => {
+                self.record_stores()?;
+                self.record(Event::Sync(self.node.id));
+            }
             Err(outcome) => {
                 self.record(Event::SyncFailed(self.node.id));
                 return Err(outcome.error());
@@ -473,6 +503,7 @@ impl DiskFile for FaultFile {
 
     fn map(&self, bytes: usize, filled: usize) -> io::Result<Mapping> {
         self.call(Verb::Map)?;
+        *self.node.known.lock() = Some(self.node.read()?);
         Mapping::new(&self.node.file, bytes, filled)
     }
 
@@ -484,7 +515,9 @@ impl DiskFile for FaultFile {
                 let (first, end) = (from & !4095, to.next_multiple_of(4096));
                 let mut bytes = vec![0; end - first];
                 let read = self.node.file.read_at(&mut bytes, first as u64)?;
-                let bytes = bytes[..read].into();
+                bytes.truncate(read);
+                self.know(first as u64, &bytes);
+                let bytes = bytes.into();
                 let (file, at) = (self.node.id, first as u64);
                 self.record(Event::SyncRange { file, at, bytes });
             }
