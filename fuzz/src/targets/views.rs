@@ -1,6 +1,7 @@
 //! The map views: a fold over records of system topics with any bodies in any order.
 //!
-//! Each record is a byte for its topic, two for the length of its body, and the body.
+//! Each record is a byte for its topic, two for the length of its body, and the body. Inputs of a
+//! multiple of 16 bytes also go through the database.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -50,7 +51,10 @@ pub(super) fn run(data: &[u8]) {
     // From any point again, the same.
     log.records().for_each(|record| once.fold(&record));
     assert_eq!((once.contents(), once.created()), contents);
-    through_database(&log, half, &contents);
+    // It takes a thousand times as long as the folds.
+    if data.len().is_multiple_of(16) {
+        through_database(&log, half, &contents);
+    }
     without_beginning(&log, half);
 }
 
