@@ -38,10 +38,9 @@ fn file_system(dir: &std::path::Path) -> String {
 
 /// CPU time this process has used, in user and kernel mode.
 pub fn cpu_time() -> Duration {
-    let ticks = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = ticks.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let field = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-    Duration::from_millis((field(11) + field(12)) * 1000 / rustix::param::clock_ticks_per_second())
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    // Neither can be negative: both count from the start of the process.
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// p50, p99 and p99.9 of latencies recorded in nanoseconds, in microseconds.

@@ -1,5 +1,6 @@
 //! `longwire`: the command line of the Longwire message broker.
 
+mod bench;
 mod confirm;
 mod connection;
 mod consume;
@@ -61,6 +62,9 @@ enum Command {
     Group(group::GroupCommand),
     Produce(produce::ProduceArgs),
     Consume(consume::ConsumeArgs),
+    /// Measure a broker: throughput, latency, and whether everything arrives.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     Quickstart(quickstart::QuickstartArgs),
     /// Print a completion script for a shell.
     ///
@@ -115,6 +119,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Group(command) => group::run(&global, command).await,
         Command::Produce(args) => Box::pin(produce::run(&global, args)).await,
         Command::Consume(args) => Box::pin(consume::run(&global, args)).await,
+        Command::Bench(command) => Box::pin(bench::run(&global, command)).await,
         Command::Quickstart(args) => Box::pin(quickstart::run(&global, args)).await,
         Command::Completions { shell } => completions(shell),
     }
@@ -151,6 +156,9 @@ mod tests {
             "longwire consume orders --from -1h --follow --tag a||b --format json",
             "longwire consume orders --group g --max 10 --timeout 5s",
             "longwire consume orders --queue 1 --from 17 --print key,offset,body",
+            "longwire bench produce --rate 20k --size 100..10KiB --keys 100 --duration 30s --json",
+            "longwire bench consume --topic orders --clients 4 --messages 1000",
+            "longwire bench end-to-end --rate 500 -n 100 --warmup 0s --hdr a.hgrm --html a.html",
             "longwire quickstart . --json",
             "longwire completions zsh",
         ] {
@@ -172,6 +180,17 @@ mod tests {
             "longwire consume orders --format nonsense",
             "longwire consume orders --print nonsense",
             "longwire group reset billing --topic orders --to yesterday",
+            "longwire bench",
+            "longwire bench produce --rate 0",
+            "longwire bench produce --rate 10 --in-flight 5",
+            "longwire bench produce --messages 5 --duration 5s",
+            "longwire bench produce --duration 0s",
+            "longwire bench produce --size 5MiB",
+            "longwire bench produce --topic orders --queues 4",
+            "longwire bench end-to-end --clients 0",
+            "longwire bench consume --warmup 1s",
+            "longwire bench consume --topic orders --size 2KiB",
+            "longwire bench produce --warmup 1000y",
         ] {
             assert_eq!(parse(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -88,12 +88,35 @@ enum DurabilityArg {
     Write,
 }
 
+/// A compression on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CompressionArg {
+pub(crate) enum CompressionArg {
     None,
     Lz4,
     Zstd,
     Zlib,
+}
+
+impl CompressionArg {
+    /// The same for the client.
+    pub(crate) fn to_client(self) -> Compression {
+        match self {
+            CompressionArg::None => Compression::None,
+            CompressionArg::Lz4 => Compression::Lz4,
+            CompressionArg::Zstd => Compression::Zstd,
+            CompressionArg::Zlib => Compression::Zlib,
+        }
+    }
+
+    /// As it is written.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CompressionArg::None => "none",
+            CompressionArg::Lz4 => "lz4",
+            CompressionArg::Zstd => "zstd",
+            CompressionArg::Zlib => "zlib",
+        }
+    }
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
@@ -138,16 +161,10 @@ async fn producer(client: &Client, args: &ProduceArgs) -> Result<Producer, Failu
         DurabilityArg::Flush => Durability::Flush,
         DurabilityArg::Write => Durability::Write,
     };
-    let compression = match args.compression {
-        CompressionArg::None => Compression::None,
-        CompressionArg::Lz4 => Compression::Lz4,
-        CompressionArg::Zstd => Compression::Zstd,
-        CompressionArg::Zlib => Compression::Zlib,
-    };
     let producer = client
         .producer()
         .durability(durability)
-        .compression(compression)
+        .compression(args.compression.to_client())
         .batch_bytes_max(usize::try_from(args.batch).unwrap_or(usize::MAX))
         .linger(args.linger);
     Ok(producer.build().await?)

@@ -44,7 +44,7 @@ impl Entry {
     const NONE: Entry = Entry { position: 0, size: 0, tag_hash: 0 };
 
     pub(crate) fn end(&self) -> u64 {
-        self.position + u64::from(self.size)
+        self.position.saturating_add(self.size.into())
     }
 
     fn encode(&self, out: &mut Vec<u8>) {

@@ -3,14 +3,30 @@
 //! Every create, preallocation, map, write, sync, rename and removal goes through [`Disk`] and
 //! [`DiskFile`], so that a test can record, reorder and fail them.
 
+#[cfg(feature = "testing")]
+mod crash;
+#[cfg(feature = "testing")]
+mod fault;
+#[cfg(feature = "testing")]
+mod faults;
+#[cfg(feature = "testing")]
+mod journal;
 mod mapping;
 mod real;
 
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub use crash::{CrashModel, Survives};
+#[cfg(feature = "testing")]
+pub use fault::FaultDisk;
+#[cfg(feature = "testing")]
+pub use faults::{Fault, Outcome, Verb};
+#[cfg(feature = "testing")]
+pub use journal::{Event, FileId};
 pub(crate) use mapping::{MappedTail, Mapping};
 pub use real::RealDisk;
 
@@ -32,8 +48,9 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// The names in a directory, sorted. An absent directory has none.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
-    /// Makes a directory and those above it.
-    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes a directory and those above it; returns the ones that were not there, outermost first.
+    /// They are durable when the directories they are in have been synced.
+    fn create_dir(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;

@@ -68,6 +68,8 @@ mod segment;
 mod segment_supply;
 mod store;
 mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod topics;
 mod unflushed;
 mod verify;

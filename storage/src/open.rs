@@ -72,10 +72,14 @@ impl Store {
         let began = Instant::now();
         let paths = Paths::new(&config.dir);
         for dir in [&paths.dir, &paths.log, &paths.queues] {
-            disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+            create_durably(&*disk, dir)?;
         }
         let lock = take_lock(&*disk, &paths)?;
         let (mut checkpoint_file, known) = CheckpointFile::open(&*disk, &paths.checkpoint)?;
+        if known.checkpoint.is_none() {
+            // A start that ended before this may have made the folder.
+            sync_parent(&*disk, &paths.dir)?;
+        }
         let recovered = recover(&*disk, &paths.log, &config, &known)?;
         let RecoveredLog { segments, end, newest_ms } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
@@ -135,6 +139,18 @@ impl Store {
         tracing::info!(end, topics, millis, "opened the store");
         Ok(store)
     }
+}
+
+/// Makes a folder whose name survives a power cut.
+fn create_durably(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
+    let made = disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+    made.iter().try_for_each(|dir| sync_parent(disk, dir))
+}
+
+fn sync_parent(disk: &dyn Disk, path: &Path) -> Result<(), FileError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    disk.sync_dir(parent).map_err(FileError::on("sync", parent))
 }
 
 fn take_lock(disk: &dyn Disk, paths: &Paths) -> Result<DiskLock, OpenError> {

@@ -1,6 +1,6 @@
 //! Opening the log: where it ends, and whether what should be there is.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,12 +8,14 @@ use longwire_proto::limits::RECORD_BYTES_MAX;
 
 use crate::checkpoint::Known;
 use crate::config::StoreConfig;
-use crate::disk::Disk;
+use crate::disk::{Disk, read_exact_at};
 use crate::error::{FileError, OpenError};
 use crate::plant::{Plant, planted};
 use crate::scan::{SegmentFile, check_record, find_record, is_zero_from, list_segments, scan};
 use crate::segment::Segment;
 
+/// Bytes written again at once.
+const REWRITE_STEP_BYTES: usize = 1 << 20;
 /// A scan says how far it is this often.
 const PROGRESS_BYTES: u64 = 4 << 30;
 
@@ -85,6 +87,7 @@ pub(crate) fn recover(
         (checkpoint.durable, checkpoint.newest_ms)
     } else {
         let (end, newest_ms) = find_end(disk, dir, &mut found, checkpoint.durable, known.durable)?;
+        found.iter().try_for_each(|segment| write_again(segment, known.durable, end))?;
         (end, newest_ms.max(checkpoint.newest_ms))
     };
     // The end of one segment is the base of the next, which has to be there to be written to.
@@ -203,6 +206,25 @@ fn find_end(
         tracing::info!(from, to = position, "scanned the log after an unclean stop");
     }
     Ok((position, newest_ms))
+}
+
+/// Writes what was accepted above the last position known to be durable once more, for the sync that
+/// follows. Where a sync failed and the process is started again on the same kernel, the page cache
+/// still has what the kernel has given up to write, and a sync would have nothing to do.
+fn write_again(segment: &SegmentFile, durable: Option<u64>, end: u64) -> Result<(), FileError> {
+    let mut at = durable.unwrap_or(0).max(segment.base) - segment.base;
+    let end = end.min(segment.end()).saturating_sub(segment.base);
+    let mut buffer = vec![0; REWRITE_STEP_BYTES.min(end.saturating_sub(at) as usize)];
+    while at < end {
+        let step = buffer.len().min((end - at) as usize);
+        let step = &mut buffer[..step];
+        let read = read_exact_at(&*segment.file, step, at);
+        read.map_err(FileError::on("read", &segment.path))?;
+        let written = segment.file.write_all_at(&mut [IoSlice::new(step)], at);
+        written.map_err(FileError::on("write", &segment.path))?;
+        at += step.len() as u64;
+    }
+    Ok(())
 }
 
 /// Looks at what follows a bad record, in its segment and at the beginning of the later ones.

@@ -240,6 +240,8 @@ impl Housekeeper {
         self.write_checkpoint(false)?;
         trimmed.iter().try_for_each(|queue| queue.index.remove_old())?;
         segment.unlink(&*self.disk)?;
+        // Before the next one goes: should a power cut bring back only some of them, a gap would be left.
+        self.disk.sync_dir(self.log.dir())?;
         tracing::info!(path = %segment.path().display(), "removed an expired segment");
         Ok(true)
     }

@@ -122,6 +122,8 @@ impl Store {
                 .and_then(|()| self.housekeeper.write_checkpoint(true).map_err(|e| e.to_string()))
                 .map_err(CloseError::Checkpoint),
         };
+        // Whoever takes the lock next may open the files while somebody still holds this store.
+        self.housekeeper.database.close();
         self.lock.lock().take();
         checkpoint
     }
@@ -432,6 +434,14 @@ impl Drop for Store {
         self.supply.stop();
         self.dispatcher.stop();
         self.marks.close(&"the store is closed".into());
+        // None of them must touch a file behind the lock's end. One of them may be dropping the store.
+        let here = thread::current().id();
+        for thread in std::mem::take(&mut *self.threads.lock()) {
+            if thread.thread().id() != here {
+                let _ = thread.join();
+            }
+        }
+        self.housekeeper.database.close();
     }
 }
 

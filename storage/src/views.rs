@@ -239,8 +239,16 @@ impl Views {
             }
         }
         for (name, view) in &self.groups {
-            let old_record = view.record.iter().filter(|at| at.position < position);
-            records.extend(old_record.map(|at| SystemRecord::Group(at.value.clone())));
+            let record = match &view.record {
+                Some(at) => (at.position < position).then(|| at.value.clone()),
+                // It came into being by a commit of which nothing is left: nothing else says so.
+                None => view
+                    .offsets
+                    .values()
+                    .all(BTreeMap::is_empty)
+                    .then(|| GroupRecord { name: name.to_string(), ..GroupRecord::default() }),
+            };
+            records.extend(record.map(SystemRecord::Group));
             let topics: Vec<_> = view
                 .offsets
                 .iter()
@@ -391,6 +399,14 @@ mod tests {
         });
         let again = continued.carried_forward(40, &HashMap::new());
         assert!(again.iter().all(|r| !matches!(r, SystemRecord::Topic(_))), "once is enough");
+    }
+
+    #[test]
+    fn a_group_outlives_the_commit_that_made_it() {
+        let gone = TopicRecord { name: "a".into(), deleted: true, ..Default::default() };
+        let mut log = vec![topic("a", 1), commit("g", "a", 5), SystemRecord::Topic(gone)];
+        log.extend(fold_from(&log, 0).carried_forward(30, &HashMap::new()));
+        assert!(fold_from(&log, 3).groups.contains_key("g"));
     }
 
     #[test]

@@ -280,6 +280,21 @@ fn a_second_process_is_refused() {
 }
 
 #[test]
+fn a_closed_store_leaves_its_files_to_the_next_one_although_it_is_still_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut held = Store::open(config(dir.path())).unwrap();
+    for round in 0..8 {
+        held.create_group(&format!("g{round}")).unwrap();
+        held.close().unwrap();
+        let next = Store::open(config(dir.path())).unwrap();
+        drop(std::mem::replace(&mut held, next));
+    }
+    held.close().unwrap();
+    let mut views = redb::Database::open(dir.path().join("views.redb")).unwrap();
+    assert!(views.check_integrity().unwrap());
+}
+
+#[test]
 fn a_closed_store_refuses_records() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(config(dir.path())).unwrap();

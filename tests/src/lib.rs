@@ -8,6 +8,7 @@
 pub mod binary;
 pub mod broker_process;
 pub mod frame_client;
+pub mod fuzz_seeds;
 pub mod golden;
 pub mod history;
 pub mod load;

@@ -13,6 +13,7 @@ mod power_cut;
 mod scene;
 mod slow_peers;
 mod stop;
+mod store;
 mod torn_pages;
 mod witness;
 
@@ -155,6 +156,11 @@ pub const CLASSES: &[Class] = &[
     ("stop", stop::run),
     ("clock", clock::run),
     ("slow-peers", slow_peers::run),
+    ("crash-images", store::crash_images::run),
+    ("sync-errors", store::sync_errors::run),
+    ("call-errors", store::call_errors::run),
+    ("bit-flips", store::bit_flips::run),
+    ("derived-loss", store::derived_loss::run),
 ];
 
 /// Far longer than anything takes here: it only keeps a broken broker from hanging a run.

@@ -16,9 +16,15 @@ pub(crate) struct TestBroker {
 
 impl TestBroker {
     pub(crate) fn start() -> TestBroker {
+        TestBroker::with(|_| {})
+    }
+
+    /// One whose settings are changed before it starts.
+    pub(crate) fn with(change: impl FnOnce(&mut Config)) -> TestBroker {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::ephemeral(folder.path());
         config.storage.segment_bytes = 64 << 20;
+        change(&mut config);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let broker = runtime.block_on(Broker::start(config)).unwrap();
         let address = broker.control_addr().to_string();

@@ -118,7 +118,8 @@ fn help_names_the_exit_codes_and_shells_get_completions() {
     for shell in ["bash", "zsh", "fish"] {
         let script = longwire().args(["completions", shell]).output().unwrap();
         assert!(script.status.success());
-        assert!(String::from_utf8(script.stdout).unwrap().contains("quickstart"));
+        let script = String::from_utf8(script.stdout).unwrap();
+        assert!(script.contains("quickstart") && script.contains("end-to-end"));
     }
 }
 

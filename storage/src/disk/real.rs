@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek, statvfs, syncfs};
@@ -71,8 +71,12 @@ impl Disk for RealDisk {
         Ok(names)
     }
 
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+    fn create_dir(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        let missing =
+            dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir());
+        let missing: Vec<_> = missing.map(Path::to_owned).collect();
+        fs::create_dir_all(dir)?;
+        Ok(missing.into_iter().rev().collect())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -54,8 +54,15 @@ pub(crate) type NotedFiles = HashMap<(Arc<str>, u64, u32), Vec<QueueFile>>;
 pub(crate) struct ViewDatabase {
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    /// `None` after a failed write: redb refuses everything then until it is opened again.
-    database: Mutex<Option<Database>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Database),
+    /// After a failed write: redb refuses everything then until it is opened again.
+    Failed,
+    Closed,
 }
 
 /// What the database holds.
@@ -97,8 +104,8 @@ impl ViewDatabase {
                 (Stored::nothing(), open(&*disk, path)?)
             }
         };
-        let (path, database) = (path.to_owned(), Mutex::new(Some(database)));
-        Ok((ViewDatabase { disk, path, database }, stored))
+        let (path, state) = (path.to_owned(), Mutex::new(State::Open(database)));
+        Ok((ViewDatabase { disk, path, state }, stored))
     }
 
     /// Writes changed entries and the positions they bring map views and consume queues to, in one
@@ -141,16 +148,25 @@ impl ViewDatabase {
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
-        let mut slot = self.database.lock();
-        let database = match slot.take() {
-            Some(database) => database,
-            None => open(&*self.disk, &self.path)?,
+        let mut state = self.state.lock();
+        let database = match std::mem::replace(&mut *state, State::Failed) {
+            State::Open(database) => database,
+            State::Failed => open(&*self.disk, &self.path)?,
+            State::Closed => {
+                *state = State::Closed;
+                return Err(redb::Error::Io(io::Error::other("the views are closed")));
+            }
         };
         let transaction = database.begin_write()?;
         change(&transaction)?;
         transaction.commit()?;
-        *slot = Some(database);
+        *state = State::Open(database);
         Ok(())
+    }
+
+    /// Gives the file back: redb writes to it once more when its database is dropped.
+    pub(crate) fn close(&self) {
+        *self.state.lock() = State::Closed;
     }
 }
 

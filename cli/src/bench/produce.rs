@@ -1,0 +1,71 @@
+//! `longwire bench produce`.
+
+use std::time::Instant;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::load::{Load, Sent};
+use super::progress::Progress;
+use super::report::{Percentiles, Report};
+use super::target::Target;
+use super::{FileArgs, LengthArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
+use crate::Global;
+use crate::connection::connect;
+use crate::error::Failure;
+use crate::interrupt;
+
+/// How fast messages are stored, and how long that takes
+///
+/// With --rate messages are sent by a schedule that does not wait for the broker (an open loop), and
+/// the latency of each counts from the time it was meant to be sent: what a stall holds up is
+/// late, and counts as late. Without --rate each client keeps --in-flight messages on their way
+/// (a closed loop): that finds the highest throughput, but latency then includes the queueing.
+#[derive(Debug, Args)]
+pub(crate) struct ProduceArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    length: LengthArgs,
+    #[command(flatten)]
+    topic: TopicArgs,
+    #[command(flatten)]
+    files: FileArgs,
+}
+
+/// Runs the command.
+pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failure> {
+    let interrupted = interrupt::token();
+    let files = Files::create(&args.files)?;
+    let client = connect(global).await?;
+    let target = Target::open(&client, &args.topic).await?;
+    let cpu = cpu::cpu_time();
+    let sent = Box::pin(send(global, &args, &client, &target, &interrupted)).await;
+    let cpu = cpu::since(cpu);
+    target.close(global).await;
+    let (sent, measured_from) = sent?;
+
+    let mut report = Report::begun("produce", &target, args.load.clients, Some(&args.load));
+    report.warmup_seconds = args.length.warmup().as_secs_f64();
+    let took = sent.record.last.map_or_else(Default::default, |last| last - measured_from);
+    report.measured(&sent.record, took);
+    report.latency_of = args.load.latency_of("the acknowledgement");
+    report.send_delay_us = args.load.rate.map(|_| Percentiles::of(&sent.delays));
+    report.client_cpu_seconds = cpu.map(|cpu| cpu.as_secs_f64());
+    conclude(global, report, sent.record, files, &interrupted)
+}
+
+async fn send(
+    global: &Global,
+    args: &ProduceArgs,
+    client: &longwire_client::Client,
+    target: &Target,
+    interrupted: &CancellationToken,
+) -> Result<(Sent, Instant), Failure> {
+    let stop = interrupted.child_token();
+    let plan = args.length.plan(&args.load);
+    let measured_from = plan.measured_from();
+    let load = Load::start(client, &args.load, target, plan, None, &stop).await?;
+    let _progress = Progress::start(global.quiet, "producing", load.recorders.clone());
+    Ok((load.finish(&stop).await?, measured_from))
+}

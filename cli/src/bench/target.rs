@@ -1,0 +1,87 @@
+//! The topic a benchmark works on: the user's, or one of its own.
+
+use std::sync::Arc;
+
+use longwire_client::{Client, Durability, NewTopic, TopicDescription, TopicDurability};
+
+use super::TopicArgs;
+use crate::Global;
+use crate::error::Failure;
+use crate::output;
+use crate::topic::DurabilityArg;
+
+/// A topic to measure on.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) name: Arc<str>,
+    pub(super) queues: u32,
+    /// As the topic is configured.
+    pub(super) durability: TopicDurability,
+    /// Made for this run.
+    pub(super) own: bool,
+    requested: Option<DurabilityArg>,
+    keep: bool,
+    client: Client,
+}
+
+impl Target {
+    /// Finds the topic, or makes one.
+    pub(super) async fn open(client: &Client, args: &TopicArgs) -> Result<Target, Failure> {
+        let admin = client.admin();
+        let topic = match &args.topic {
+            Some(name) => admin.describe_topic(name).await?.topic,
+            None => {
+                let name = format!("bench-{:016x}", fastrand::u64(..));
+                let mut new = NewTopic::new(name).queues(args.queues);
+                if let Some(durability) = args.durability {
+                    new = new.durability(durability.to_client());
+                }
+                admin.create_topic(new).await?
+            }
+        };
+        Ok(Target {
+            name: topic.name.into(),
+            queues: topic.queues,
+            durability: topic.durability,
+            own: args.topic.is_none(),
+            requested: args.durability,
+            keep: args.keep_topic,
+            client: client.clone(),
+        })
+    }
+
+    /// What producers ask for: what was asked for, unless the topic has been made that way.
+    pub(super) fn producer_durability(&self) -> Durability {
+        match self.requested {
+            Some(DurabilityArg::Flush) if !self.own => Durability::Flush,
+            Some(DurabilityArg::Write) if !self.own => Durability::Write,
+            _ => Durability::Topic,
+        }
+    }
+
+    /// When messages are acknowledged.
+    pub(super) fn acknowledged_at(&self) -> &'static str {
+        self.requested.map_or(self.durability, DurabilityArg::to_client).name()
+    }
+
+    pub(super) async fn describe(&self) -> Result<TopicDescription, Failure> {
+        Ok(self.client.admin().describe_topic(&self.name).await?)
+    }
+
+    /// Deletes a topic that was made for this run, unless it is to be kept.
+    pub(super) async fn close(&self, global: &Global) {
+        if !self.own {
+            return;
+        }
+        if self.keep {
+            if !global.quiet {
+                output::note(&format!("topic {} was kept", self.name));
+            }
+            return;
+        }
+        // The run's own outcome is what matters; this is told beside it.
+        if let Err(error) = self.client.admin().delete_topic(&self.name).await {
+            output::note(&format!("topic {} could not be deleted: {error}", self.name));
+        }
+    }
+}

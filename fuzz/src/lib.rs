@@ -1,0 +1,3 @@
+//! Fuzz targets of Longwire; `fuzz/run` runs them.
+
+pub mod targets;

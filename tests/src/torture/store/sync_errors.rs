@@ -1,0 +1,112 @@
+//! A sync fails, at any place of a store's life, for ever or once: nothing is acknowledged after it,
+//! and what was acknowledged before survives a power cut.
+
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use longwire_storage::AppendPath;
+use longwire_storage::disk::{CrashModel, Fault, FaultDisk, Outcome, Survives};
+
+use super::open;
+use super::truth::Truth;
+use super::workload::Workload;
+use crate::torture::{Options, Report};
+
+/// The syncs that fail, one in each run, if no other number is given.
+const SYNCS: u64 = 200;
+const STEPS: usize = 120;
+const EIO: i32 = 5;
+/// How long a failed store may take to say so.
+const TELL_MAX: Duration = Duration::from_secs(1);
+
+/// Lets each of the first `count` syncs (200 if not given) fail: for ever, and once.
+pub(in crate::torture) fn run(options: &Options) -> Report {
+    let mut report = Report::new("sync-errors", options);
+    let mut rng = Rng::with_seed(options.seed);
+    let mut failed = 0_u64;
+    for after in 0..options.count.unwrap_or(SYNCS) {
+        for times in [u64::MAX, 1] {
+            report.cycles += 1;
+            let path = if after % 4 == 3 { AppendPath::Mapped } else { AppendPath::Pwrite };
+            failed += u64::from(one(after, times, path, &mut rng, &mut report));
+        }
+    }
+    report.figure("failed_stores", failed);
+    report
+}
+
+/// One store whose sync number `after` fails; whether the store has noticed.
+fn one(after: u64, times: u64, path: AppendPath, rng: &mut Rng, report: &mut Report) -> bool {
+    let disk = FaultDisk::default();
+    let outcome = Outcome::Error(EIO);
+    let fault = Fault { verb: None, syncs_only: true, path: String::new(), after, times, outcome };
+    disk.add_fault(fault);
+    let Ok(mut workload) = Workload::start(disk.clone(), path, rng.fork()) else {
+        // It did not start, and so has acknowledged nothing.
+        return true;
+    };
+    let mut told = workload.make_topics().err();
+    for _ in 0..STEPS {
+        if told.is_some() {
+            break;
+        }
+        told = workload.step().err();
+    }
+    if told.is_some() {
+        after_failure(&mut workload, after, report);
+    }
+    let failed = workload.store.failure().is_some();
+    let (disk, truth) = workload.finish();
+    report.acked += truth.acked_by(usize::MAX);
+    disk.clear_faults();
+    let mut model = CrashModel::default();
+    disk.journal().iter().for_each(|event| model.pass(event));
+    let cut = model.image(Survives::Nothing);
+    let torn = model.image(Survives::Any(&mut |below| rng.u64(..below)));
+    for (what, image) in
+        [("the process dies", disk.copy()), ("power goes", cut), ("power goes", torn)]
+    {
+        match image {
+            Ok(image) => restart(&image, &truth, &format!("sync {after}, then {what}"), report),
+            Err(error) => report.violation(format!("no image can be made: {error}")),
+        }
+    }
+    failed
+}
+
+/// What must hold once something was refused for a failed sync.
+fn after_failure(workload: &mut Workload, after: u64, report: &mut Report) {
+    let began = Instant::now();
+    while workload.store.failure().is_none() && began.elapsed() < TELL_MAX {
+        std::thread::yield_now();
+    }
+    let Some(reason) = workload.store.failure() else {
+        report.violation(format!("sync {after} failed, and the store does not say so"));
+        return;
+    };
+    if !reason.contains("failed") {
+        report.violation(format!("sync {after}: {reason:?} says nothing"));
+    }
+    let acked = workload.truth.acked_by(usize::MAX);
+    for _ in 0..10 {
+        // Whatever it is, it must not be acknowledged as durable.
+        let _ = workload.step();
+    }
+    if workload.truth.acked_by(usize::MAX) > acked {
+        report.violation(format!("sync {after}: acknowledged after the failure"));
+    }
+}
+
+fn restart(image: &FaultDisk, truth: &Truth, what: &str, report: &mut Report) {
+    match open(image) {
+        Ok(store) => {
+            let found = truth.check(&store, usize::MAX - 1);
+            report.lost += found.lost;
+            report.misordered += found.misordered;
+            for problem in found.problems.iter().chain(&found.told) {
+                report.violation(format!("{what}: {problem}"));
+            }
+        }
+        Err(error) => report.violation(format!("{what}: the store does not start: {error}")),
+    }
+}
