@@ -2,6 +2,7 @@
 //!
 //! The cut comes first: an acknowledgement after it would be one of data the disk cannot have.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -9,7 +10,7 @@ use longwire_client::Client;
 use rustix::process::Signal;
 
 use super::committer::{Commits, Committer, Offsets, committed_offsets};
-use super::scene::{GROUP, PRODUCERS, TOPIC, acked_at, connect, create_topic};
+use super::scene::{GROUP, PRODUCERS, QUEUES, TOPIC, acked_at, connect, create_topic, messages};
 use super::torn_pages::{Written, persist_some};
 use super::{Options, PATIENCE, Report, runtime, start};
 use crate::broker_process::{BrokerCommand, BrokerProcess};
@@ -145,10 +146,35 @@ impl<'a> Round<'a> {
             client = connect(&broker).await?;
             let verified = self.verify(&client, interrupted, report, figures).await;
             if !verified.map_err(|problem| format!("{problem}\n{}", broker.log()))? {
+                self.explain(broker);
                 return Ok(()); // What follows would only be about the same.
             }
         }
         Ok(())
+    }
+
+    /// Says what the log itself has, which the views may or may not follow.
+    fn explain(&self, broker: BrokerProcess) {
+        let (settings, log) = (&self.command, broker.log());
+        broker.stop();
+        let mut places = HashMap::<_, Vec<u64>>::new();
+        let messages = messages(self.command.folder()).unwrap_or_else(|fault| {
+            eprintln!("{fault}");
+            Vec::new()
+        });
+        for message in messages.iter().filter(|message| message.topic == TOPIC) {
+            places.entry((message.queue, message.offset)).or_default().push(message.position);
+        }
+        let ends = (0..QUEUES).map(|queue| places.keys().filter(|at| at.0 == queue).count());
+        let ends: Vec<usize> = ends.collect();
+        let mut twice: Vec<_> = places.iter().filter(|(_, at)| at.len() > 1).collect();
+        twice.sort();
+        twice.truncate(5);
+        let at_write = self.at_write;
+        eprintln!(
+            "{settings:?}\nat write: {at_write}; messages in the segments, by queue: {ends:?}; \
+             places that are there twice, and where: {twice:?}\n{log}"
+        );
     }
 
     /// Puts the broker under load, cuts the power, and leaves the disk as the next start will find it.

@@ -255,7 +255,8 @@ impl SlowPeers {
                 if half_a_frame(address, greets).and_then(reset).is_err() {
                     return; // The broker is gone, which the pair will say.
                 }
-                std::thread::sleep(RESET_PACE);
+                // Never all of them at once.
+                std::thread::sleep(RESET_PACE.mul_f64(0.5 + fastrand::f64()));
             }
         }));
     }
