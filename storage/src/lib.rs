@@ -65,6 +65,7 @@ mod store;
 mod topics;
 mod views;
 mod watermark;
+mod zeros;
 
 pub use appender::{Appended, Extent, QueueRun};
 pub use config::{AppendPath, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
