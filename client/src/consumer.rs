@@ -40,6 +40,8 @@ use queues::Queues;
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Room made for messages before they are there.
 const RECEIVE_ROOM_MAX: usize = 1024;
+/// Most chunks that are handed out from between two looks at the queues.
+const CHUNKS_AT_ONCE: usize = 64;
 
 /// Receives messages. Made by [`Client::consumer`].
 ///
@@ -278,6 +280,8 @@ impl Shared {
 
     /// Hands out what there is, without waiting.
     fn hand_out(&self, max: usize, received: &mut Vec<Received>) -> Result<(), Error> {
+        // Chunks, and where in `received` their messages begin.
+        let mut taken = Vec::new();
         while received.len() < max {
             let mut queues = self.queues.lock();
             if received.is_empty()
@@ -285,25 +289,42 @@ impl Shared {
             {
                 return Err(error);
             }
-            let Some(mut taken) = queues.take() else {
-                break;
-            };
+            let chunks_max = CHUNKS_AT_ONCE.min(max - received.len());
+            while taken.len() < chunks_max
+                && let Some(next) = queues.take()
+            {
+                taken.push((next, 0));
+            }
             drop(queues);
+            if taken.is_empty() {
+                break;
+            }
 
             // Records are checked and unfolded without the lock: answers go on coming in.
-            let before = received.len();
-            let error = taken.read(max - before, received);
-            let failed = error.is_some();
+            let mut failed = None;
+            for (number, (taken, begin)) in taken.iter_mut().enumerate() {
+                *begin = received.len();
+                if failed.is_none() && *begin < max {
+                    failed = taken.read(max - *begin, received).map(|error| (number, error));
+                }
+            }
+            let stop = failed.is_some();
             let mut queues = self.queues.lock();
-            if !queues.give_back(taken, error) {
-                received.truncate(before);
+            let mut end = received.len();
+            // The last first: one that has not been read to its end goes back to the front.
+            while let Some((last, begin)) = taken.pop() {
+                let error = failed.take_if(|(number, _)| *number == taken.len());
+                if !queues.give_back(last, error.map(|(_, error)| error)) {
+                    received.drain(begin..end);
+                }
+                end = begin;
             }
             let fed = queues.is_fed();
             drop(queues);
             if fed {
                 self.fetch.notify_one();
             }
-            if failed && !received.is_empty() {
+            if stop && !received.is_empty() {
                 break;
             }
         }

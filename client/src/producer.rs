@@ -333,6 +333,11 @@ impl Shared {
         counted.map(|bytes| self.schedule.uncount(bytes)).is_some()
     }
 
+    /// Whether the buffer is so full that what is in it can hardly grow.
+    fn is_crowded(&self) -> bool {
+        self.buffer.available_permits() < self.config.buffer_bytes_max / 16
+    }
+
     fn is_empty(&self) -> bool {
         self.buffer.available_permits() == self.config.buffer_bytes_max
     }

@@ -21,6 +21,7 @@ use crate::queue::Queue;
 use crate::run::RecordRun;
 use crate::segment::{Segment, SegmentTail};
 use crate::segment_supply::SegmentSupply;
+use crate::zeros;
 
 /// Where appended records are: dense offsets at adjoining positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +225,18 @@ impl Appender {
         self.supply.written(tail.segment.segment(), end);
     }
 
+    /// Writes zeros between two positions, as far as that is above the tail and in its segment; see
+    /// [`zeros`](crate::zeros). The lock is what keeps them from ever meeting a record.
+    pub(crate) fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let tail = self.tail.lock();
+        let free = tail.segment.position().next_multiple_of(zeros::BLOCK_BYTES);
+        let (from, to) = (from.max(free), to.min(tail.segment.segment().end()));
+        if from >= to || tail.closed.is_some() {
+            return Ok(());
+        }
+        zeros::pieces(from, to).try_for_each(|(at, zeros)| tail.segment.put_zeros(at, zeros))
+    }
+
     /// Runs a change that must not overlap an append, such as deleting a topic.
     pub(crate) fn exclusively<T>(&self, change: impl FnOnce() -> T) -> T {
         let _tail = self.tail.lock();
@@ -316,7 +329,48 @@ pub(crate) fn now_ms() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
+    use longwire_proto::record::{RecordDraft, RecordView};
+
     use super::*;
+    use crate::{IndexRead, Store, TagFilter, TopicConfig};
+
+    #[test]
+    fn zeros_written_at_any_time_never_meet_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig { segment_bytes: 256 << 10, ..StoreConfig::new(dir.path()) };
+        let store = Store::open(config).unwrap();
+        let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+        let bodies = |number: u64| [number.to_be_bytes(); 60].concat();
+        let records = 2_000;
+        let append = |number| {
+            let (body, mut bytes) = (bodies(number), Vec::new());
+            let draft = RecordDraft { topic: "t", body: &body, ..RecordDraft::default() };
+            draft.encode(&mut bytes).unwrap();
+            let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+            store.append_blocking(&queue, &mut run).unwrap();
+        };
+        thread::scope(|scope| {
+            let appending = scope.spawn(|| (0..records).for_each(append));
+            while !appending.is_finished() {
+                // All over the log, so that nothing but the tail can hold them back.
+                store.appender.write_zeros(0, u64::MAX).unwrap();
+            }
+        });
+        let end = store.written().get();
+        store.flushed_blocking(end).unwrap();
+        store.dispatched().wait(end).unwrap();
+        for number in 0..records {
+            let plan =
+                store.plan_read(&queue, number, 1, &TagFilter::All, IndexRead::MayBlock).unwrap();
+            let record = RecordView::parse(plan.ranges[0].bytes()).unwrap();
+            record.verify_checksum().unwrap();
+            assert_eq!((record.offset(), record.body()), (number, &bodies(number)[..]));
+        }
+        assert!(store.log.segments().len() > 3, "it rolled meanwhile");
+        store.close().unwrap();
+    }
 
     #[test]
     fn records_never_span_segments() {

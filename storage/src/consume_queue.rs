@@ -173,6 +173,13 @@ impl ConsumeQueue {
         self.state.lock().end()
     }
 
+    /// The offset of the first entry and that of the next, where the newest record lies below a
+    /// position.
+    pub(crate) fn extent_below(&self, position: u64) -> Option<(u64, u64)> {
+        let state = self.state.lock();
+        (state.newest_end <= position).then(|| (state.first, state.end()))
+    }
+
     /// The newest entry, if there is one.
     pub(crate) fn last(&self) -> io::Result<Option<Entry>> {
         let (first, end) = {

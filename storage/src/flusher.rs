@@ -13,7 +13,9 @@ use crate::commit_log::CommitLog;
 use crate::config::AppendPath;
 use crate::marks::Marks;
 use crate::plant::{Plant, planted};
+use crate::segment_supply::SegmentSupply;
 use crate::watermark::WatermarkClosed;
+use crate::zeros::Rush;
 
 #[derive(Debug)]
 pub(crate) struct Flusher {
@@ -22,13 +24,16 @@ pub(crate) struct Flusher {
     pub(crate) append_path: AppendPath,
     pub(crate) flush_interval: Duration,
     pub(crate) mark: FlushMark,
+    pub(crate) supply: Arc<SegmentSupply>,
     pub(crate) syncs: AtomicU64,
 }
 
 impl Flusher {
     /// The thread's loop, until the store is closed or has failed. `after` is called after each sync.
     pub(crate) fn run(&self, after: impl Fn()) {
+        let mut rush = Rush::default();
         while self.wait_for_work().is_ok() {
+            let began = Instant::now();
             let (durable, written) = (self.marks.durable.get(), self.marks.written.get());
             let mut synced = match planted(Plant::AckBeforeSync) {
                 true => Ok(()),
@@ -44,6 +49,9 @@ impl Flusher {
             }
             self.marks.durable.advance(written);
             after();
+            if rush.synced(written - durable, began, Instant::now()) {
+                self.supply.want_zeros(written);
+            }
         }
     }
 

@@ -75,6 +75,7 @@ mod unflushed;
 mod verify;
 mod views;
 mod watermark;
+mod zeros;
 
 pub use appender::{Appended, Extent, QueueRun};
 pub use arrivals::{Arrival, Arrivals, Wanted};

@@ -98,13 +98,14 @@ impl Store {
         let appender = Appender::new(&config, log.clone(), newest, supply.clone(), marks.clone());
         let store = Arc::new(Store {
             appender: Arc::new(appender),
-            supply,
+            supply: supply.clone(),
             flusher: Arc::new(Flusher {
                 log: log.clone(),
                 marks: marks.clone(),
                 append_path: config.append_path,
                 flush_interval: config.flush_interval,
                 mark: checkpoint_file.flush_mark(),
+                supply,
                 syncs: AtomicU64::new(0),
             }),
             housekeeper: Arc::new(Housekeeper {

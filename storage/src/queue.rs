@@ -209,6 +209,13 @@ impl Queue {
         self.index.end_below(self.marks.durable.get()).unwrap_or_else(|_| self.index.first())
     }
 
+    /// The first retained offset and one past the last visible one, with one look where that is
+    /// enough.
+    pub fn offsets(&self) -> (u64, u64) {
+        let visible = self.visible_position();
+        self.index.extent_below(visible).unwrap_or_else(|| (self.min_offset(), self.max_offset()))
+    }
+
     /// Those who wait for something to become visible in this queue.
     pub fn arrivals(&self) -> &Arrivals {
         &self.arrivals

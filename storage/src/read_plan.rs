@@ -78,7 +78,7 @@ pub(crate) fn plan_read(
     index: IndexRead,
 ) -> Result<ReadPlan, ReadError> {
     let visible = queue.visible_position();
-    let (min, max) = (queue.min_offset(), queue.max_offset());
+    let (min, max) = queue.offsets();
     let mut plan = ReadPlan {
         ranges: Vec::new(),
         bytes: 0,

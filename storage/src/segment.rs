@@ -182,6 +182,16 @@ impl SegmentTail {
         Ok(())
     }
 
+    /// Writes zeros over what is zero: above the tail, and without moving it.
+    ///
+    /// # Panics
+    ///
+    /// If they would not lie above the tail.
+    pub(crate) fn put_zeros(&self, at: u64, zeros: &[u8]) -> io::Result<()> {
+        assert!(at >= self.position(), "zeros over records");
+        self.segment.file.write_all_at(&mut [IoSlice::new(zeros)], at - self.segment.base)
+    }
+
     pub(crate) fn publish(&self) {
         self.mapped.publish();
     }

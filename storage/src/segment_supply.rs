@@ -1,5 +1,5 @@
-//! Prepares what the appender will need, on a thread of its own: the next segment, and warm pages
-//! ahead of the tail.
+//! Prepares what the appender will need, on a thread of its own: the next segment, and warm pages or
+//! written blocks ahead of the tail.
 //!
 //! An append must never take a page fault or make a file. So the next segment is created and its
 //! space reserved once the newest is half full, and for mapped stores the pages ahead of the tail are
@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
+use crate::appender::Appender;
 use crate::config::{AppendPath, StoreConfig};
 use crate::disk::Disk;
 use crate::error::AppendError;
 use crate::marks::Marks;
 use crate::segment::Segment;
+use crate::zeros;
 
 /// How far ahead of the tail pages are kept warm: tens of milliseconds of appends at full speed.
 const WARM_AHEAD_BYTES: u64 = 32 << 20;
@@ -41,6 +43,8 @@ pub(crate) struct SegmentSupply {
     ready: Condvar,
     /// The position at which the appender has to call for work; spares it the lock.
     call_at: AtomicU64,
+    /// The flusher's, in the same way, for more zeros.
+    call_for_zeros_at: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -53,6 +57,10 @@ struct State {
     written: u64,
     /// Up to here pages have been faulted in.
     warm: u64,
+    /// Up to here [`zeros`] have been written, if that is beyond the tail.
+    zeroed: u64,
+    /// Up to here they are wanted.
+    zeros_wanted: u64,
     /// Why the last try to make a segment failed for lack of space, and when.
     full_since: Option<Instant>,
     stopped: bool,
@@ -73,6 +81,8 @@ impl SegmentSupply {
             newest,
             written,
             warm: written,
+            zeroed: written,
+            zeros_wanted: written,
             full_since: None,
             stopped: false,
         };
@@ -85,6 +95,7 @@ impl SegmentSupply {
             work: Condvar::new(),
             ready: Condvar::new(),
             call_at: AtomicU64::new(0),
+            call_for_zeros_at: AtomicU64::new(0),
         }
     }
 
@@ -155,8 +166,21 @@ impl SegmentSupply {
         self.ready.notify_all();
     }
 
+    /// Has zeros written ahead of the tail, which is at `written` or beyond.
+    pub(crate) fn want_zeros(&self, written: u64) {
+        if self.append_path != AppendPath::Pwrite || written < self.call_for_zeros_at.load(Relaxed)
+        {
+            return;
+        }
+        self.call_for_zeros_at.store(written + zeros::STEP_BYTES, Relaxed);
+        let mut state = self.state.lock();
+        state.written = state.written.max(written);
+        state.zeros_wanted = written + zeros::AHEAD_BYTES;
+        self.work.notify_one();
+    }
+
     /// The thread's loop, until [`stop`](Self::stop).
-    pub(crate) fn run(&self, marks: &Marks) {
+    pub(crate) fn run(&self, marks: &Marks, appender: &Appender) {
         let mut state = self.state.lock();
         while !state.stopped {
             if state.ready.len() < state.wanted && state.full_since.is_none() {
@@ -172,6 +196,21 @@ impl SegmentSupply {
                 state = self.state.lock();
                 if state.newest.base() == segment.base() {
                     state.warm = if warmed { to } else { segment.end() };
+                }
+            } else if let Some((segment, from, to)) = self.to_zero(&state) {
+                drop(state);
+                let zeroed = self.zero(&segment, from, to, appender);
+                state = self.state.lock();
+                state.zeroed = to;
+                match zeroed {
+                    Ok(()) => {}
+                    // Only speed is lost.
+                    Err(error) if is_full(&error) => state.zeroed = segment.end(),
+                    Err(error) => {
+                        marks.poison(format!("preparing a segment failed: {error}"));
+                        state.stopped = true;
+                        self.ready.notify_all();
+                    }
                 }
             } else {
                 self.work.wait(&mut state);
@@ -201,6 +240,23 @@ impl SegmentSupply {
         self.ready.notify_all();
     }
 
+    /// The next step of zeros, if they are wanted there.
+    fn to_zero(&self, state: &State) -> Option<(Arc<Segment>, u64, u64)> {
+        let end = state.newest.end();
+        let from = state.zeroed.max(state.written).next_multiple_of(zeros::STEP_BYTES);
+        let to = (from + zeros::STEP_BYTES).min(end);
+        (from < to && to <= state.zeros_wanted).then(|| (state.newest.clone(), from, to))
+    }
+
+    fn zero(&self, segment: &Segment, from: u64, to: u64, appender: &Appender) -> io::Result<()> {
+        for (at, zeros) in zeros::pieces(from, to) {
+            appender.write_zeros(at, at + zeros.len() as u64)?;
+        }
+        // Through a descriptor of its own: the kernel tells of a failed write once for each, and the
+        // flusher must hear of it too. Where there is none to be had, its next sync takes longer.
+        self.disk.open(segment.path()).map_or(Ok(()), |file| file.sync())
+    }
+
     /// The next pages to fault in, if the tail is close enough to them.
     fn to_warm(&self, state: &State) -> Option<(Arc<Segment>, u64, u64)> {
         if self.append_path != AppendPath::Mapped {
@@ -218,4 +274,32 @@ impl SegmentSupply {
 pub(crate) fn is_full(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     error.kind() == io::ErrorKind::StorageFull || code == Some(Errno::DQUOT.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+
+    #[test]
+    fn zeros_are_written_only_as_far_as_wanted_and_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig { segment_bytes: 16 << 20, ..StoreConfig::new(dir.path()) };
+        let store = Store::open(config.clone()).unwrap();
+        let (written, supply) = (store.written().get(), &store.supply);
+        assert_eq!(supply.to_zero(&supply.state.lock()).map(|(_, from, _)| from), None);
+        supply.want_zeros(written);
+        let done = |state: &State| supply.to_zero(state).is_none() && state.zeroed > written;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done(&supply.state.lock()) {
+            assert!(Instant::now() < deadline, "no zeros came");
+            std::thread::yield_now();
+        }
+        let zeroed = supply.state.lock().zeroed;
+        let ahead = written + zeros::AHEAD_BYTES - zeros::STEP_BYTES..=written + zeros::AHEAD_BYTES;
+        assert!(ahead.contains(&zeroed), "{zeroed}");
+        store.close().unwrap();
+        drop(store);
+        assert_eq!(Store::open(config).unwrap().written().get(), written, "the log ends as before");
+    }
 }

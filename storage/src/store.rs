@@ -73,7 +73,7 @@ pub struct StoreStats {
 impl Store {
     /// Starts the threads; for `open`.
     pub(crate) fn start(self: &Arc<Store>) -> io::Result<()> {
-        let supply = (self.supply.clone(), self.marks.clone());
+        let supply = (self.supply.clone(), self.marks.clone(), self.appender.clone());
         let flusher = (self.flusher.clone(), self.dispatcher.clone());
         let dispatcher = self.dispatcher.clone();
         let housekeeper = self.housekeeper.clone();
@@ -87,7 +87,7 @@ impl Store {
             thread::Builder::new().name(format!("lw-{name}")).spawn(run)
         };
         self.threads.lock().extend([
-            spawn("supply", Box::new(move || supply.0.run(&supply.1)))?,
+            spawn("supply", Box::new(move || supply.0.run(&supply.1, &supply.2)))?,
             spawn("flusher", Box::new(move || flusher.0.run(|| flusher.1.flushed())))?,
             spawn("dispatcher", Box::new(move || dispatcher.run()))?,
             spawn("housekeeper", Box::new(move || housekeeper.run(carry)))?,

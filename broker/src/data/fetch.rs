@@ -210,9 +210,10 @@ impl Fetch {
     /// a topic is gone.
     pub(super) fn has_news(&self, store: &Store) -> bool {
         self.topics.iter().any(|wanted| wanted.is_gone(store))
-            || self
-                .queues()
-                .any(|(queue, next)| queue.max_offset() > next || queue.min_offset() > next)
+            || self.queues().any(|(queue, next)| {
+                let (min, max) = queue.offsets();
+                max > next || min > next
+            })
     }
 
     /// Forgets the queues of topics that have been deleted meanwhile.

@@ -7,7 +7,7 @@ use longwire_proto::data::{self, response_header};
 use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
 use longwire_proto::{ErrorCode, name};
 use longwire_storage::{self as storage, AppendError, Durability, Extent, Queue};
-use longwire_storage::{QueueRun, RecordRun, RunError};
+use longwire_storage::{QueueRun, RecordRun, RunError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Connection, head};
@@ -38,9 +38,14 @@ pub(super) async fn handle(
         Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
     };
     let mut found = Vec::with_capacity(request.runs.len());
+    // The topic of the last run; the next one is often of the same.
+    let mut topic: Option<Arc<Topic>> = None;
     for run in &request.runs {
         let bytes = body.split_to(run.bytes as usize);
-        found.push(find(connection, run, bytes).await);
+        if topic.as_ref().is_none_or(|topic| **topic.name() != *run.topic) {
+            topic = state.store.topic(&run.topic);
+        }
+        found.push(find(connection, run, topic.as_ref(), bytes).await);
     }
     let mut runs = append(connection, found).await;
     let mut flush_end = None;
@@ -96,6 +101,7 @@ type Appended = Result<(Vec<Extent>, Durability), Refusal>;
 async fn find(
     connection: &Arc<Connection>,
     run: &data::ProduceRun,
+    topic: Option<&Arc<Topic>>,
     bytes: BytesMut,
 ) -> Result<Found, Refusal> {
     let state = &connection.plane.state;
@@ -103,8 +109,8 @@ async fn find(
         let message = format!("topic {:?} belongs to Longwire", run.topic);
         return Err(Refusal::new(ErrorCode::SystemTopic, message));
     }
-    let topic = match state.store.topic(&run.topic) {
-        Some(topic) => topic,
+    let topic = match topic {
+        Some(topic) => topic.clone(),
         None => Box::pin(state.topic_or_create(&run.topic)).await?,
     };
     let Some(queue) = topic.queue(run.queue) else {
@@ -186,16 +192,13 @@ impl Answer {
     /// Queues the answer, with the levels reached by now.
     pub(super) fn send(self, connection: &Connection) {
         let durable = connection.plane.state.store.durable().get();
-        let mut results: Vec<_> = self.runs.iter().map(|run| result(run, durable)).collect();
-        let response =
-            |results| response_header::Response::Produce(data::ProduceResponse { results });
-        let mut encoded = head(self.correlation_id, response(results.clone()), 0);
-        if encoded.is_none() {
-            // Codes say what to do; the texts of hundreds of refusals may not fit.
-            results.iter_mut().for_each(|result| result.message.clear());
-            encoded = head(self.correlation_id, response(results), 0);
-        }
-        match encoded {
+        let encode = |with_texts: bool| {
+            let results = self.runs.iter().map(|run| result(run, durable, with_texts)).collect();
+            let response = response_header::Response::Produce(data::ProduceResponse { results });
+            head(self.correlation_id, response, 0)
+        };
+        // Codes say what to do; the texts of hundreds of refusals may not fit.
+        match encode(true).or_else(|| encode(false)) {
             Some(head) => connection.outbox.push(Response {
                 head,
                 ranges: Vec::new(),
@@ -207,7 +210,11 @@ impl Answer {
     }
 }
 
-fn result(run: &Result<Vec<Extent>, Refusal>, durable: u64) -> data::ProduceResult {
+fn result(
+    run: &Result<Vec<Extent>, Refusal>,
+    durable: u64,
+    with_text: bool,
+) -> data::ProduceResult {
     match run {
         Ok(extents) => data::ProduceResult {
             level: match extents.last() {
@@ -226,7 +233,7 @@ fn result(run: &Result<Vec<Extent>, Refusal>, durable: u64) -> data::ProduceResu
         },
         Err(refusal) => data::ProduceResult {
             code: refusal.code.number(),
-            message: refusal.message.clone(),
+            message: if with_text { refusal.message.clone() } else { String::new() },
             ..data::ProduceResult::default()
         },
     }

@@ -5,12 +5,13 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
 use tokio::net::TcpStream;
 
 use super::{Wire, lost};
 
-/// Slices handed to one write. The kernel takes up to 1024.
-const SLICES_MAX: usize = 64;
+/// Slices handed to one write: a frame with the most runs, and its head. The kernel takes up to 1024.
+const SLICES_MAX: usize = RUNS_PER_PRODUCE_MAX + 1;
 
 /// A frame: its head and the parts of its body, which are never copied together.
 pub(super) struct OutFrame {

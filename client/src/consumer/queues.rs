@@ -7,6 +7,7 @@
 //! one outstanding fetch asks for it, or it waits out a delay.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::chunk::{Chunk, Source};
@@ -22,9 +23,29 @@ pub(super) type QueueId = u64;
 /// A queue in an epoch.
 pub(super) type Key = (QueueId, u64);
 
+/// Spreads ids, which are counted up here and so need no defence against who chooses them. Each
+/// message looks its queue up several times.
+#[derive(Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // 2^64 divided by the golden ratio: neighbours come to lie far apart.
+        self.0 = (self.0 ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    pub(super) states: HashMap<QueueId, QueueState>,
+    pub(super) states: HashMap<QueueId, QueueState, BuildHasherDefault<IdHasher>>,
     ids: HashMap<TopicQueue, QueueId>,
     /// Given up, and not yet forgotten: the application may still work on their messages.
     leaving: HashMap<TopicQueue, QueueId>,

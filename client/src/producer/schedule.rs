@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::lane::{Change, Lane};
 
-/// With so much ready, a frame goes out even though others are in flight.
+/// A frame of so much goes out even though others are in flight.
 const FRAME_BYTES_GOOD: isize = 128 * 1024;
+/// The same for one that is full of batches. Each of those costs client and broker as much as
+/// several records, so where many queues have little each, their batches grow first.
+const RUN_BYTES_GOOD: isize = 3 * 1024;
 
 /// Holds every lane at most once as ready.
 #[derive(Debug, Default)]
@@ -84,7 +88,10 @@ impl Schedule {
 
     /// Whether enough is ready for a frame to be worth its cost.
     pub(super) fn fills_a_frame(&self) -> bool {
-        self.ready_bytes.load(Relaxed) >= FRAME_BYTES_GOOD
+        let bytes = self.ready_bytes.load(Relaxed);
+        let lanes = self.ready_lanes();
+        bytes >= FRAME_BYTES_GOOD
+            && (lanes < RUNS_PER_PRODUCE_MAX || bytes / lanes as isize >= RUN_BYTES_GOOD)
     }
 
     pub(super) fn uncount(&self, bytes: usize) {

@@ -61,7 +61,9 @@ fn send(shared: &Arc<Shared>, connection: &Connection, now: Instant) {
     let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
     loop {
         let in_flight = shared.frames_in_flight.load(Relaxed);
-        let worth = in_flight < SMALL_FRAMES_IN_FLIGHT_MAX || shared.schedule.fills_a_frame();
+        let worth = in_flight < SMALL_FRAMES_IN_FLIGHT_MAX
+            || shared.schedule.fills_a_frame()
+            || shared.is_crowded();
         if in_flight >= most || !worth {
             return;
         }
