@@ -54,7 +54,7 @@ pub(super) fn run(options: &Options) -> Report {
         }
         let cuts = ROUND.min(cycles - report.cycles);
         let outcome = Round::new(*system, options, rng.fork())
-            .and_then(|mut round| runtime().block_on(round.run(cuts, &mut report, &mut figures)));
+            .and_then(|mut round| round.run(cuts, &mut report, &mut figures));
         if let Err(problem) = outcome {
             report.violation(format!("on {}: {problem}", system.name()));
             break;
@@ -129,22 +129,22 @@ impl<'a> Round<'a> {
         })
     }
 
-    async fn run(
-        &mut self,
-        cuts: u64,
-        report: &mut Report,
-        figures: &mut Figures,
-    ) -> Result<(), String> {
+    fn run(&mut self, cuts: u64, report: &mut Report, figures: &mut Figures) -> Result<(), String> {
         let mut broker = start(&self.command)?;
-        let mut client = connect(&broker).await?;
-        create_topic(&client, self.at_write).await?;
+        runtime()
+            .block_on(async { create_topic(&connect(&broker).await?, self.at_write).await })?;
         for cut in 0..cuts {
             report.cycles += 1;
-            let interrupted = self.interrupt(&client, broker, cut, figures).await?;
+            // Its clients end with it. One that went on could dial a port that a later broker has, and
+            // send it what an earlier one has not taken.
+            let clients = runtime();
+            let interrupted = clients.block_on(self.interrupt(broker, cut, figures));
+            clients.shutdown_background();
             broker = start(&self.command)?;
             figures.slowest_restart = figures.slowest_restart.max(broker.ready_after);
-            client = connect(&broker).await?;
-            let verified = self.verify(&client, interrupted, report, figures).await;
+            let verified = runtime().block_on(async {
+                self.verify(&connect(&broker).await?, interrupted?, report, figures).await
+            });
             if !verified.map_err(|problem| format!("{problem}\n{}", broker.log()))? {
                 self.explain(broker);
                 return Ok(()); // What follows would only be about the same.
@@ -180,11 +180,11 @@ impl<'a> Round<'a> {
     /// Puts the broker under load, cuts the power, and leaves the disk as the next start will find it.
     async fn interrupt(
         &mut self,
-        client: &Client,
         broker: BrokerProcess,
         cut: u64,
         figures: &mut Figures,
     ) -> Result<Interrupted, String> {
+        let client = connect(&broker).await?;
         let acked_at = acked_at(self.at_write);
         let first = cut as u32 * PRODUCERS;
         let producers = first..first + PRODUCERS;
@@ -193,11 +193,11 @@ impl<'a> Round<'a> {
         let committer = match commits {
             true => {
                 let group = (GROUP, TOPIC);
-                Some(Committer::start(client, group, self.committed.clone()).await?)
+                Some(Committer::start(&client, group, self.committed.clone()).await?)
             }
             false => None,
         };
-        let load = Load::start_as(client, TOPIC, producers, acked_at, Duration::ZERO).await;
+        let load = Load::start_as(&client, TOPIC, producers, acked_at, Duration::ZERO).await;
         let target = self.rng.usize(50..1_200);
         try_within("acknowledgements", PATIENCE, load.reaches(target)).await?;
         if let Some(committer) = &committer {
