@@ -98,6 +98,8 @@ fn show_warnings() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        // Told on standard error, where a closed one would end the client's task by a panic.
+        .log_internal_errors(false)
         .init();
 }
 

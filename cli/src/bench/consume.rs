@@ -1,7 +1,7 @@
 //! `longwire bench consume`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -9,7 +9,7 @@ use longwire_client::{Client, Consumer, StartAt, TagFilter, TopicQueue};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::Load;
+use super::load::{Lanes, Load};
 use super::plan::{Length, Plan};
 use super::progress::Progress;
 use super::record::{Amount, Record, Recorder};
@@ -88,14 +88,10 @@ async fn measure(
             target.queues, target.queues
         )));
     }
-    if target.own {
-        fill(global, args, client, target, interrupted).await?;
-    }
-    let description = target.describe().await?;
-    let ranges = description.queues.iter().map(|q| (q.queue, q.min_offset, q.max_offset));
-    let mut ranges: Vec<Span> =
-        ranges.map(|(queue, first, end)| Span { queue, first, end, next: first }).collect();
-    ranges.sort_by_key(|span| span.queue);
+    let ranges = match target.own {
+        true => fill(global, args, client, target, interrupted).await?,
+        false => present(target).await?,
+    };
     if ranges.iter().all(|span| span.first >= span.end) && !interrupted.is_cancelled() {
         let message = format!("there is nothing to read in topic {}", target.name);
         return Err(Failure::failed(message));
@@ -111,14 +107,24 @@ async fn measure(
     Ok((report, record))
 }
 
-/// Makes the messages that are then read.
+/// What is in the topic.
+async fn present(target: &Target) -> Result<Vec<Span>, Failure> {
+    let queues = target.describe().await?.queues;
+    let spans = queues.iter().map(|q| Span::new(q.queue, q.min_offset, q.max_offset));
+    let mut spans: Vec<Span> = spans.collect();
+    spans.sort_by_key(|span| span.queue);
+    Ok(spans)
+}
+
+/// Makes the messages that are then read. What the broker has acknowledged may take a moment to be
+/// visible, so what there is to read is what was acknowledged, not what the broker shows.
 async fn fill(
     global: &Global,
     args: &ConsumeArgs,
     client: &Client,
     target: &Target,
     interrupted: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<Vec<Span>, Failure> {
     let stop = interrupted.child_token();
     let by_bytes = (FILL_BYTES / args.fill.size.mean().max(1.0)) as u64;
     let length = Length::Messages(args.messages.unwrap_or(by_bytes.clamp(1, 1_000_000)));
@@ -126,11 +132,18 @@ async fn fill(
     let plan = Plan::new(Instant::now(), Duration::ZERO, length, rate, clients);
     let load = Load::start(client, &args.fill, target, plan, None, &stop).await?;
     let _progress = Progress::start(global.quiet, "filling", load.recorders.clone());
+    let lanes = Lanes::clone(&load.lanes);
     let sent = load.finish(&stop).await?;
-    match sent.record.first_error {
-        Some(error) => Err(Failure::from(error).and("the topic could not be filled")),
-        None => Ok(()),
+    if let Some(error) = sent.record.first_error {
+        return Err(Failure::from(error).and("the topic could not be filled"));
     }
+    let mut spans: Vec<Span> = (0..target.queues).map(|queue| Span::new(queue, 0, 0)).collect();
+    for of_client in lanes.chunks(spans.len()) {
+        for (span, lane) in spans.iter_mut().zip(of_client) {
+            span.end += lane.lock().unwrap_or_else(PoisonError::into_inner).count;
+        }
+    }
+    Ok(spans)
 }
 
 /// What is to be read of a queue, and how far that is.
@@ -143,6 +156,12 @@ struct Span {
     next: u64,
 }
 
+impl Span {
+    fn new(queue: u32, first: u64, end: u64) -> Span {
+        Span { queue, first, end, next: first }
+    }
+}
+
 async fn read(
     global: &Global,
     args: &ConsumeArgs,
@@ -152,7 +171,9 @@ async fn read(
     interrupted: &CancellationToken,
 ) -> Result<(Record, Duration), Failure> {
     let stop = interrupted.child_token();
-    let left = Arc::new(AtomicU64::new(args.messages.unwrap_or(u64::MAX)));
+    // A topic of its own that is read for some time is read over and over.
+    let limit = args.messages.filter(|_| !(target.own && args.duration.is_some()));
+    let left = Arc::new(AtomicU64::new(limit.unwrap_or(u64::MAX)));
     let clients = args.fill.clients as usize;
     let mut readers = Vec::new();
     for client_number in 0..clients {

@@ -194,7 +194,9 @@ impl Report {
         let size = self.load.as_ref().map(|load| format!("size {}", load.size));
         row("bytes", output::bytes(self.bytes), size.unwrap_or_default());
         let rate = grouped(self.messages_per_s.round() as u64);
-        row("messages/s", rate, self.load.as_ref().map(LoadFacts::pace).unwrap_or_default());
+        // How a topic was filled says nothing about how fast it is read.
+        let sent = self.load.as_ref().filter(|_| self.mode != "consume");
+        row("messages/s", rate, sent.map(LoadFacts::pace).unwrap_or_default());
         row("MB/s", format!("{:.1}", self.mb_per_s), self.load_note());
         let mut time = format!("after {} s of warm-up", self.warmup_seconds);
         if self.interrupted {

@@ -151,10 +151,16 @@ fn keys_compression_and_sizes_reach_the_messages() {
 #[test]
 fn consume_reads_all_of_its_own_or_a_given_topic() {
     let broker = TestBroker::start();
-    let own = broker.json(&["bench", "consume", "-n", "3000", "--size", "64", "--clients", "2"]);
+    let fill = ["bench", "consume", "-n", "3000", "--size", "64", "--clients", "2", "--json"];
+    let output = broker.run(&fill);
+    assert_eq!(failure(&output), (0, String::new()));
+    let own: Value = serde_json::from_slice(&output.stdout).unwrap();
     check(&own);
     assert_eq!((number(&own, "/messages"), number(&own, "/bytes")), (3e3, 192e3));
     assert_eq!((&own["mode"], topics(&broker)), (&"consume".into(), 0));
+
+    let over = broker.json(&["bench", "consume", "-n", "100", "--duration", "300ms"]);
+    assert!(number(&over, "/messages") > 100.0, "over and over: {over}");
 
     broker.ok(&["topic", "create", "t", "--queues", "2"]);
     broker.ok_with(&["produce", "t", "--key-separator", ":"], b"a:one\nb:two\nc:three\n");
@@ -204,6 +210,26 @@ fn end_to_end_verifies_every_message_also_among_those_of_others() {
     for name in ["/ack_us/count", "/latency_us/count", "/send_delay_us/count"] {
         assert_eq!(number(&report, name), 500.0, "{name}");
     }
+}
+
+#[test]
+fn message_that_comes_twice_is_noticed_and_makes_the_run_fail() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "1", "--durability", "write"]);
+    let load = ["bench", "end-to-end", "--topic", "t", "--rate", "200", "--warmup", "0s"];
+    let child = broker.spawn(&[&load[..], &["--duration", "4s", "--json"]].concat(), Stdio::null());
+    wait_for_messages(&broker);
+    let folder = tempfile::tempdir().unwrap();
+    broker.ok(&["consume", "t", "--max", "1", "--output-dir", folder.path().to_str().unwrap()]);
+    let copy = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let copy = copy.display().to_string();
+    broker.ok(&["produce", "t", "--split", "file", &copy]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = &report["integrity"];
+    assert_eq!((&found["duplicated"], &found["verified"]), (&1.into(), &false.into()), "{report}");
+    assert_eq!((&found["received"], &found["lost"]), (&800.into(), &0.into()), "{report}");
 }
 
 #[test]
