@@ -119,7 +119,7 @@ impl Store {
                 retention: Retention {
                     age: config.retention_age,
                     bytes: config.retention_bytes,
-                    clock: Mutex::new(Clock::new(newest_ms, config.retention_age)),
+                    clock: Mutex::new(Clock::at_start()),
                     overtaken: Mutex::default(),
                 },
                 checkpoint_interval: config.checkpoint_interval,

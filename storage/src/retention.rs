@@ -58,8 +58,8 @@ pub(crate) enum RetainError {
 
 /// Whether the time of day can be trusted with the deletion of data.
 ///
-/// After a jump ahead everything looks old. Then no more than one segment goes in each pass, which
-/// leaves time to notice, and no topic's messages are hidden.
+/// After a jump ahead everything looks old. Then, and after a start, no more than one segment goes in
+/// each pass, which leaves time to notice, and no topic's messages are hidden.
 #[derive(Debug)]
 pub(crate) struct Clock {
     seen: (Instant, i64),
@@ -67,12 +67,10 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// A clock that was last right when the log's newest record was stored. A stop that was longer
-    /// than `age` looks like a jump, and is treated like one.
-    pub(crate) fn new(newest_ms: i64, age: Option<Duration>) -> Clock {
-        let now_ms = now_ms();
-        let jumped = newest_ms > 0 && age.is_some_and(|age| is_older(newest_ms, now_ms, age));
-        Clock { seen: (Instant::now(), now_ms), jumped }
+    /// The clock at a start. Whether it had jumped before, or jumps while the broker is away, cannot be
+    /// seen: what is too old then goes as after a jump.
+    pub(crate) fn at_start() -> Clock {
+        Clock { seen: (Instant::now(), now_ms()), jumped: true }
     }
 
     /// The time of day, in milliseconds since 1970, and whether it has jumped ahead.
@@ -308,20 +306,11 @@ mod tests {
     #[test]
     fn only_a_jump_ahead_of_the_time_that_has_passed_is_one() {
         let (hour, start) = (3_600_000, Instant::now());
-        let mut clock = Clock::new(0, None);
-        clock.seen = (start, 0);
+        let mut clock = Clock { seen: (start, 0), jumped: false };
         let later = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(clock.look(later(60), 60_000), (60_000, false));
         assert_eq!(clock.look(later(7200), 2 * hour), (2 * hour, false));
         assert_eq!(clock.look(later(7260), hour), (hour, false), "back");
         assert_eq!(clock.look(later(7320), 2 * hour), (2 * hour, true), "and ahead again");
-    }
-
-    #[test]
-    fn a_start_long_after_the_newest_record_is_treated_as_a_jump() {
-        let day = Duration::from_secs(86_400);
-        assert!(Clock::new(1, Some(day)).jumped);
-        assert!(!Clock::new(now_ms(), Some(day)).jumped);
-        assert!(!Clock::new(1, None).jumped);
     }
 }
