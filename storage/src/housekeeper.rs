@@ -137,8 +137,9 @@ impl Housekeeper {
             true => self.marks.written.get().max(dispatched + 1),
             false => dispatched,
         };
-        // A view on disk must never know of a record that a power cut takes back.
-        let known = views.folded.max(self.marks.dispatched.get());
+        // A view on disk must never know of a record that a power cut takes back; the consume queues
+        // may have entries of a pass that goes on now.
+        let known = self.marks.written.get();
         let written = self.marks.flush(known).map_err(io::Error::other).and_then(|()| {
             let first = self.log.first_position();
             self.database.checkpoint(first, &views, &changes, dispatched, &noted).map_err(io_error)

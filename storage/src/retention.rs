@@ -58,8 +58,8 @@ pub(crate) enum RetainError {
 
 /// Whether the time of day can be trusted with the deletion of data.
 ///
-/// After a jump ahead everything looks old. Then, and after a start, no more than one segment goes in
-/// each pass, which leaves time to notice, and no topic's messages are hidden.
+/// After a jump ahead everything looks old. Then, and after a start, no more than one segment goes for
+/// its age in each pass, which leaves time to notice, and no topic's messages are hidden.
 #[derive(Debug)]
 pub(crate) struct Clock {
     seen: (Instant, i64),
@@ -101,14 +101,24 @@ impl Retention {
         }
     }
 
-    /// Whether the oldest segment has to go. The newest stays, whatever the limits say.
-    fn is_due(&self, segments: &[Arc<Segment>], topics: &Topics, now_ms: i64) -> io::Result<bool> {
+    /// Whether the log is too large. The newest segment stays, whatever the limits say.
+    fn is_too_large(&self, segments: &[Arc<Segment>]) -> bool {
         let [oldest, .., newest] = segments else {
+            return false;
+        };
+        self.bytes.is_some_and(|max| newest.filled_end() - oldest.base() > max)
+    }
+
+    /// Whether the oldest segment is too old for all that is in it.
+    fn is_too_old(
+        &self,
+        segments: &[Arc<Segment>],
+        topics: &Topics,
+        now_ms: i64,
+    ) -> io::Result<bool> {
+        let [oldest, .., _] = segments else {
             return Ok(false);
         };
-        if self.bytes.is_some_and(|max| newest.filled_end() - oldest.base() > max) {
-            return Ok(true);
-        }
         let newest_ms = oldest.newest_ms();
         let is_past = |age: Option<Duration>| {
             newest_ms > 0 && age.is_some_and(|age| is_older(newest_ms, now_ms, age))
@@ -195,12 +205,13 @@ impl Housekeeper {
         loop {
             let segments = self.log.segments();
             let topics = &self.dispatcher.topics;
-            if !self.retention.is_due(&segments, topics, now_ms)? {
+            let is_too_large = self.retention.is_too_large(&segments);
+            if !is_too_large && !self.retention.is_too_old(&segments, topics, now_ms)? {
                 self.retention.clock.lock().jumped = false;
                 break;
             }
             let removed = self.remove_oldest(&segments[0], carry)?;
-            if jumped || !removed {
+            if !removed || (jumped && !is_too_large) {
                 break;
             }
         }

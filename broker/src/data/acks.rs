@@ -1,4 +1,5 @@
-//! Produce answers that wait until their records are durable.
+//! Produce answers that wait until their records are durable, and in the views: who has been answered
+//! finds the message, and counts it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,13 +21,13 @@ pub(super) struct Acks {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Each with the position that must become durable.
+    /// Each with the position that must have been reached.
     waiting: VecDeque<(u64, Answer)>,
     /// A task waits for the first.
     attended: bool,
 }
 
-/// Sends the answer once everything below `end` is durable.
+/// Sends the answer once everything below `end` is durable and in the views.
 pub(super) fn when_durable(connection: &Arc<Connection>, end: u64, answer: Answer) {
     let mut state = connection.acks.state.lock();
     state.waiting.push_back((end, answer));
@@ -37,16 +38,21 @@ pub(super) fn when_durable(connection: &Arc<Connection>, end: u64, answer: Answe
 }
 
 async fn attend(connection: Arc<Connection>) {
-    let durable = connection.plane.state.store.durable();
+    let store = &connection.plane.state.store;
+    let reached = async |end| {
+        store.flushed(end).await?;
+        store.dispatched().reached(end).await
+    };
     while let Some(end) = connection.acks.first_end() {
-        if let Err(closed) = connection.plane.state.store.flushed(end).await {
+        if let Err(closed) = reached(end).await {
             // What was appended may or may not be on disk. No answer says so best.
             tracing::debug!(peer = %connection.peer, %closed, "unanswered produce requests");
             connection.abort();
             connection.acks.state.lock().waiting.clear();
             continue;
         }
-        while let Some(answer) = connection.acks.pop_reached(durable.get()) {
+        let done = store.durable().get().min(store.dispatched().get());
+        while let Some(answer) = connection.acks.pop_reached(done) {
             answer.send(&connection);
         }
         writer::flush(&connection);
@@ -62,9 +68,9 @@ impl Acks {
         end
     }
 
-    fn pop_reached(&self, durable: u64) -> Option<Answer> {
+    fn pop_reached(&self, done: u64) -> Option<Answer> {
         let mut state = self.state.lock();
-        let reached = state.waiting.front().is_some_and(|(end, _)| *end <= durable);
+        let reached = state.waiting.front().is_some_and(|(end, _)| *end <= done);
         if reached { state.waiting.pop_front().map(|(_, answer)| answer) } else { None }
     }
 }
