@@ -101,7 +101,8 @@ impl ViewDatabase {
                 let path_shown = path.display();
                 tracing::warn!(path = %path_shown, %error, "the views cannot be read; rebuilding");
                 disk.remove(path).map_err(redb::Error::Io)?;
-                (Stored::nothing(), open(&*disk, path)?)
+                let (_, database) = open_checked(&*disk, path)?;
+                (Stored::nothing(), database)
             }
         };
         let (path, state) = (path.to_owned(), Mutex::new(State::Open(database)));
@@ -173,11 +174,7 @@ impl ViewDatabase {
 fn open(disk: &dyn Disk, path: &Path) -> Result<Database, redb::Error> {
     let file = disk.open_or_create(path).map_err(redb::Error::Io)?;
     let backend = Backend { file, path: path.to_owned() };
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
-    let transaction = database.begin_write()?;
-    make_tables(&transaction)?;
-    transaction.commit()?;
-    Ok(database)
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?)
 }
 
 /// Reads a database without changing its file; `None` if there is none.
@@ -204,7 +201,8 @@ fn open_checked(disk: &dyn Disk, path: &Path) -> Result<(Stored, Database), redb
 
 /// Opens a database, looks at every page of it, and reads all of it.
 ///
-/// A file that is not what was written can take redb by surprise; that is damage like any other.
+/// A file that is not what was written can take redb by surprise; that is damage like any other. The
+/// look comes first: a table whose name is damaged must not be made anew, and the file whole again.
 fn checked(
     open: impl FnOnce() -> Result<Database, redb::Error>,
 ) -> Result<(Stored, Database), redb::Error> {
@@ -214,6 +212,9 @@ fn checked(
         if !database.check_integrity()? {
             return Err(damaged("a checksum does not match"));
         }
+        let transaction = database.begin_write()?;
+        make_tables(&transaction)?;
+        transaction.commit()?;
         Ok((read(&database)?, database))
     }));
     opened.unwrap_or_else(|_| Err(damaged("its structure makes no sense")))
