@@ -149,6 +149,8 @@ pub enum TransferMode {
     Mmap,
     /// Always read, then written.
     Buffered,
+    /// Always `splice`, through a pipe of the connection: to compare with.
+    Splice,
 }
 
 /// What clients may take of the broker.

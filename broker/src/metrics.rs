@@ -24,17 +24,25 @@ pub(crate) enum TransferPath {
     Mmap,
     /// `sendfile`.
     Sendfile,
+    /// `splice`, twice.
+    Splice,
 }
 
 impl TransferPath {
-    pub(crate) const ALL: [TransferPath; 3] =
-        [TransferPath::Buffered, TransferPath::Mmap, TransferPath::Sendfile];
+    pub(crate) const ALL: [TransferPath; 4] =
+        [TransferPath::Buffered, TransferPath::Mmap, TransferPath::Sendfile, TransferPath::Splice];
+
+    /// Whether the socket refers to pages of the file, which not every file system allows.
+    pub(crate) fn is_by_reference(self) -> bool {
+        matches!(self, TransferPath::Sendfile | TransferPath::Splice)
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             TransferPath::Buffered => "buffered",
             TransferPath::Mmap => "mmap",
             TransferPath::Sendfile => "sendfile",
+            TransferPath::Splice => "splice",
         }
     }
 }

@@ -19,6 +19,7 @@ mod gather;
 mod rest;
 mod sendfile;
 mod socket;
+mod splice;
 
 use std::io::{self, IoSlice};
 
@@ -29,6 +30,7 @@ use crate::metrics::{FallbackReason, Metrics, TransferPath};
 
 pub(crate) use cold::IoPool;
 pub(crate) use socket::{Socket, send_slices};
+pub(crate) use splice::SplicePipe;
 
 use buffered::Buffer;
 use cold::Warmth;
@@ -52,6 +54,7 @@ const CALL_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct Transfer<'a> {
     socket: Socket<'a>,
     mode: TransferMode,
+    pipe: &'a SplicePipe,
     pool: &'a IoPool,
     metrics: &'a Metrics,
 }
@@ -68,10 +71,11 @@ impl<'a> Transfer<'a> {
     pub(crate) fn new(
         socket: Socket<'a>,
         mode: TransferMode,
+        pipe: &'a SplicePipe,
         pool: &'a IoPool,
         metrics: &'a Metrics,
     ) -> Transfer<'a> {
-        Transfer { socket, mode, pool, metrics }
+        Transfer { socket, mode, pipe, pool, metrics }
     }
 
     /// Sends the head of a frame and all bytes of the ranges.
@@ -81,10 +85,10 @@ impl<'a> Transfer<'a> {
         let mut rest = Rest::new(head, ranges);
         let mut warmth = Warmth::default();
         let mut buffer = Buffer::default();
-        let mut sendfile_refused = false;
+        let mut refused = false;
         while !rest.is_empty() {
             let mut step = self.next_step(&rest);
-            if sendfile_refused && step.path == TransferPath::Sendfile {
+            if refused && step.path.is_by_reference() {
                 step.path = TransferPath::Buffered;
             }
             warmth.warm(&rest, step.bytes, self.pool, self.metrics).await?;
@@ -94,10 +98,10 @@ impl<'a> Transfer<'a> {
                     let pieces = rest.pieces(0, step.bytes);
                     buffer.send(&self.socket, &rest, pieces).await
                 }
-                TransferPath::Sendfile => match self.sendfile(&mut rest, step).await {
+                path => match self.send_pages(&mut rest, step, path).await {
                     Err(error) if sendfile::is_refusal(&error) => {
                         self.metrics.fell_back(FallbackReason::Unsupported);
-                        sendfile_refused = true;
+                        refused = true;
                         continue;
                     }
                     sent => sent,
@@ -118,6 +122,7 @@ impl<'a> Transfer<'a> {
             TransferMode::Sendfile => TransferPath::Sendfile,
             TransferMode::Mmap => TransferPath::Mmap,
             TransferMode::Buffered => TransferPath::Buffered,
+            TransferMode::Splice => TransferPath::Splice,
             TransferMode::Adaptive if range.len() < SENDFILE_BYTES_MIN => TransferPath::Mmap,
             TransferMode::Adaptive => TransferPath::Sendfile,
         };
@@ -126,7 +131,7 @@ impl<'a> Transfer<'a> {
             return Step { path: TransferPath::Mmap, bytes: 0, pieces: 0 };
         };
         let mut step = Step { path: path(first.range), bytes: first.len, pieces: 1 };
-        if step.path != TransferPath::Sendfile {
+        if !step.path.is_by_reference() {
             for piece in
                 next.take_while(|p| path(p.range) == step.path).take(gather::SLICES_MAX - 1)
             {
@@ -157,7 +162,13 @@ impl<'a> Transfer<'a> {
             .await
     }
 
-    async fn sendfile(&self, rest: &mut Rest<'_>, step: Step) -> io::Result<usize> {
+    /// Sends the head, and then bytes of the first range without looking at them.
+    async fn send_pages(
+        &self,
+        rest: &mut Rest<'_>,
+        step: Step,
+        path: TransferPath,
+    ) -> io::Result<usize> {
         while !rest.head.is_empty() {
             let head = rest.head;
             let sent = self
@@ -169,6 +180,10 @@ impl<'a> Transfer<'a> {
         let Some(piece) = rest.pieces(0, step.bytes).next() else {
             return Ok(0);
         };
+        if path == TransferPath::Splice {
+            let more = rest.body() > piece.len;
+            return self.pipe.send(&self.socket, &piece, more).await;
+        }
         self.socket.write(|stream| sendfile::send(stream, &piece)).await
     }
 }

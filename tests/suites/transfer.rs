@@ -14,7 +14,7 @@ use longwire_tests::wait::within;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
-const MODES: [&str; 4] = ["adaptive", "sendfile", "mmap", "buffered"];
+const MODES: [&str; 5] = ["adaptive", "sendfile", "mmap", "buffered", "splice"];
 
 fn sent_by(broker: &BrokerProcess, path: &str) -> u64 {
     broker.metric(&format!("longwire_transfer_bytes_total{{path=\"{path}\"}}")) as u64
@@ -176,8 +176,8 @@ async fn every_forced_mode_delivers_the_same_bytes_by_its_own_path() {
         for (queue, messages) in log {
             assert!(messages == sent[queue as usize], "queue {queue} by {mode}");
         }
-        let paths =
-            ["sendfile", "mmap", "buffered"].map(|path| (path, sent_by(&broker, path) / MIB));
+        let paths = ["sendfile", "mmap", "buffered", "splice"]
+            .map(|path| (path, sent_by(&broker, path) / MIB));
         println!("{mode}: MiB by path {paths:?}");
         for (path, mib) in paths {
             assert!(mode == "adaptive" || (mib > 0) == (path == mode), "{mode}: {paths:?}");

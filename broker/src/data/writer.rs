@@ -91,7 +91,8 @@ impl Turn {
                     break;
                 };
                 let mode = plane.state.config.transfer.mode;
-                let transfer = Transfer::new(socket, mode, &plane.pool, &plane.state.metrics);
+                let pipe = &self.connection.pipe;
+                let transfer = Transfer::new(socket, mode, pipe, &plane.pool, &plane.state.metrics);
                 transfer.send(&response.head, &response.ranges).await?;
             } else {
                 let sent = socket.write(|_| self.send_heads()).await?;
