@@ -37,8 +37,19 @@ impl Strace {
     ///
     /// `output` is where strace writes what it sees.
     pub fn attach(pid: u32, output: PathBuf) -> Option<Strace> {
+        Self::start(pid, &["-y", "-e", CALLS], output)
+    }
+
+    /// Lets every call of this name that the process makes from now on fail with an error such as
+    /// `EIO`, without being made. Else as [`attach`](Self::attach).
+    pub fn fail(pid: u32, call: &str, error: &str, output: PathBuf) -> Option<Strace> {
+        let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error={error}"));
+        Self::start(pid, &["-e", &trace, "-e", &inject], output)
+    }
+
+    fn start(pid: u32, what: &[&str], output: PathBuf) -> Option<Strace> {
         let mut command = Command::new("strace");
-        command.args(["-f", "-y", "-e", CALLS, "-p", &pid.to_string(), "-o"]).arg(&output);
+        command.arg("-f").args(what).args(["-p", &pid.to_string(), "-o"]).arg(&output);
         let started =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = match started {
