@@ -64,14 +64,20 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Measures all arms at one case.
-    pub(crate) fn case(&self, arms: &mut [ArmBroker], case: &Case) -> io::Result<Vec<Cell>> {
+    /// Measures all arms at one case; `between` has a turn in every round, as if it were an arm.
+    pub(crate) fn case(
+        &self,
+        arms: &mut [ArmBroker],
+        case: &Case,
+        mut between: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<Vec<Cell>> {
         let mut samples: Vec<Vec<Sample>> = arms.iter().map(|_| Vec::new()).collect();
         for round in 0..self.rounds {
             for turn in 0..arms.len() {
                 let at = (turn + round) % arms.len();
                 samples[at].push(self.sample(&mut arms[at], case)?);
             }
+            between()?;
         }
         let mut cells = Vec::new();
         for (broker, samples) in arms.iter_mut().zip(samples) {
@@ -103,7 +109,7 @@ impl Plan<'_> {
         if case.beside == Beside::CatchUp {
             self.restart_cold(broker, self.sizes.history_end())?;
         } else if case.residency == Residency::Cold {
-            self.restart_cold(broker, u64::MAX)?;
+            self.restart_cold(broker, self.sizes.end())?;
         }
         let mut client = self.start(broker, case)?;
         let pid = broker.running().pid();
@@ -169,7 +175,7 @@ impl Plan<'_> {
     fn syscalls(&self, broker: &mut ArmBroker, case: &Case) -> io::Result<Option<f64>> {
         let alone = Case { beside: Beside::Alone, ..*case };
         if case.residency == Residency::Cold {
-            self.restart_cold(broker, u64::MAX)?;
+            self.restart_cold(broker, self.sizes.end())?;
         }
         let mut client = self.start(broker, &alone)?;
         let fetches = COUNTED_FETCHES

@@ -43,30 +43,31 @@ pub(crate) struct Reference {
     pub(crate) tokio_echo_p50_us: f64,
 }
 
-/// Measures all of them, in rounds.
-pub(crate) fn measure(plan: &Plan<'_>, file: &Path) -> io::Result<Reference> {
-    let mut rounds = Vec::new();
-    for _ in 0..plan.rounds {
-        let sendfile = stream(plan, file, plan.copy, send_file)?;
-        let read_write = stream(plan, file, plan.copy, read_write)?;
-        let received = stream(plan, file, true, send_file)?;
-        let epoll = echo(plan, serve_epoll)?;
-        let tokio = echo(plan, serve_tokio)?;
-        rounds.push(Reference {
-            sendfile_cpu_ms_per_gb: sendfile.server_ms_per_gb,
-            sendfile_mb_per_s: sendfile.mb_per_s,
-            read_write_cpu_ms_per_gb: read_write.server_ms_per_gb,
-            read_write_mb_per_s: read_write.mb_per_s,
-            recv_cpu_ms_per_gb: received.client_ms_per_gb,
-            memcpy_mb_per_s: memcpy(),
-            epoll_echo_cpu_us: epoll.0,
-            epoll_echo_p50_us: epoll.1,
-            tokio_echo_cpu_us: tokio.0,
-            tokio_echo_p50_us: tokio.1,
-        });
-    }
-    let middle = |figure: fn(&Reference) -> f64| median(rounds.iter().map(figure).collect());
+/// Measures all of them once.
+pub(crate) fn round(plan: &Plan<'_>, file: &Path) -> io::Result<Reference> {
+    let sendfile = stream(plan, file, plan.copy, send_file)?;
+    let read_write = stream(plan, file, plan.copy, read_write)?;
+    let received = stream(plan, file, true, send_file)?;
+    let epoll = echo(plan, serve_epoll)?;
+    let tokio = echo(plan, serve_tokio)?;
     Ok(Reference {
+        sendfile_cpu_ms_per_gb: sendfile.server_ms_per_gb,
+        sendfile_mb_per_s: sendfile.mb_per_s,
+        read_write_cpu_ms_per_gb: read_write.server_ms_per_gb,
+        read_write_mb_per_s: read_write.mb_per_s,
+        recv_cpu_ms_per_gb: received.client_ms_per_gb,
+        memcpy_mb_per_s: memcpy(),
+        epoll_echo_cpu_us: epoll.0,
+        epoll_echo_p50_us: epoll.1,
+        tokio_echo_cpu_us: tokio.0,
+        tokio_echo_p50_us: tokio.1,
+    })
+}
+
+/// The medians of some rounds.
+pub(crate) fn middle(rounds: &[Reference]) -> Reference {
+    let middle = |figure: fn(&Reference) -> f64| median(rounds.iter().map(figure).collect());
+    Reference {
         sendfile_cpu_ms_per_gb: middle(|r| r.sendfile_cpu_ms_per_gb),
         sendfile_mb_per_s: middle(|r| r.sendfile_mb_per_s),
         read_write_cpu_ms_per_gb: middle(|r| r.read_write_cpu_ms_per_gb),
@@ -77,7 +78,7 @@ pub(crate) fn measure(plan: &Plan<'_>, file: &Path) -> io::Result<Reference> {
         epoll_echo_p50_us: middle(|r| r.epoll_echo_p50_us),
         tokio_echo_cpu_us: middle(|r| r.tokio_echo_cpu_us),
         tokio_echo_p50_us: middle(|r| r.tokio_echo_p50_us),
-    })
+    }
 }
 
 struct Stream {

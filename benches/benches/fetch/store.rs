@@ -75,6 +75,12 @@ fn per_fetch(size: usize) -> u64 {
 }
 
 impl Sizes {
+    /// A position in the log's last segment, roughly its end.
+    pub(crate) fn end(&self) -> u64 {
+        let mib = self.contiguous + self.ten + self.mixed + self.thousand + self.tail;
+        (mib as u64) << 20
+    }
+
     /// Where the history ends that a catch-up reader reads: the contiguous records come first.
     pub(crate) fn history_end(&self) -> u64 {
         (self.contiguous as u64) << 20
@@ -300,6 +306,10 @@ pub(crate) fn evict(folder: &Path, end: u64) -> io::Result<f64> {
             let at = length * nth / ASKED;
             let flags = rustix::io::ReadWriteFlags::NOWAIT;
             let read = rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut byte)], at, flags);
+            // What has never been written needs no disk.
+            if position.is_some_and(|position| position + at >= end) {
+                continue;
+            }
             asked += 1;
             resident += u64::from(matches!(read, Ok(1)));
         }
