@@ -8,6 +8,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use longwire_storage::Range;
@@ -25,24 +26,68 @@ const LOAD_BYTES: usize = 1 << 20;
 /// reads ahead at a time is no larger.
 const PROBE_BYTES: usize = 256 << 10;
 
-/// A page that is resident vouches for the block of this many bytes it lies in: what was written or
-/// read in together mostly stays together. Where it does not, sending waits for the disk for a few
-/// pages. Asking for each of a thousand scattered records would cost as much as sending them.
-const BLOCK_BYTES_LOG2: u32 = 14;
+/// A page that is resident vouches for the block of this many bytes it lies in, for a second or two:
+/// what was written or read in together mostly stays together. Where it does not, sending waits for
+/// the disk for a few pages. Asking for each of a thousand scattered records would cost as much as
+/// sending them.
+const BLOCK_BYTES_LOG2: u32 = 16;
 
-/// How many blocks are remembered while the pieces of one window are looked at.
-const BLOCKS_REMEMBERED: usize = 256;
+/// How many blocks are remembered: 1 GiB of them in 128 KiB of memory.
+const BLOCKS_REMEMBERED: usize = 16 << 10;
 
 /// The threads that may wait for a disk.
 #[derive(Debug, Clone)]
 pub(crate) struct IoPool {
     threads: Arc<Semaphore>,
+    vouched: Arc<Vouched>,
+}
+
+/// Blocks of the log of which a page was resident a moment ago. Queues that were written to together
+/// lie interleaved, so fetches of all of them come by the same blocks.
+#[derive(Debug)]
+struct Vouched {
+    began: Instant,
+    /// Each block has one place: its number, and in the lowest bits the second it was looked at.
+    blocks: Box<[AtomicU64]>,
+}
+
+impl Vouched {
+    const SECOND_BITS: u32 = 20;
+
+    fn new() -> Vouched {
+        let blocks = std::iter::repeat_with(AtomicU64::default).take(BLOCKS_REMEMBERED);
+        Vouched { began: Instant::now(), blocks: blocks.collect() }
+    }
+
+    /// The seconds of the clock that [`holds`](Self::holds) and [`note`](Self::note) go by. What was
+    /// never noted is always too old.
+    fn now(&self) -> u64 {
+        2 + self.began.elapsed().as_secs()
+    }
+
+    fn place(&self, position: u64) -> (u64, &AtomicU64) {
+        let block = position >> BLOCK_BYTES_LOG2;
+        (block, &self.blocks[block as usize % BLOCKS_REMEMBERED])
+    }
+
+    fn holds(&self, position: u64, now: u64) -> bool {
+        let (block, place) = self.place(position);
+        let noted = place.load(Relaxed);
+        let age = now.wrapping_sub(noted) % (1 << Self::SECOND_BITS);
+        noted >> Self::SECOND_BITS == block && age <= 1
+    }
+
+    fn note(&self, position: u64, now: u64) {
+        let (block, place) = self.place(position);
+        place.store((block << Self::SECOND_BITS) | (now % (1 << Self::SECOND_BITS)), Relaxed);
+    }
 }
 
 impl IoPool {
     /// A pool that runs at most this many calls at a time; further ones queue.
     pub(crate) fn new(threads: usize) -> IoPool {
-        IoPool { threads: Arc::new(Semaphore::new(threads.max(1))) }
+        let threads = Arc::new(Semaphore::new(threads.max(1)));
+        IoPool { threads, vouched: Arc::new(Vouched::new()) }
     }
 
     /// Runs a call that may block.
@@ -105,7 +150,7 @@ impl Warmth {
             }
             let next = rest.pieces(self.known, LOAD_BYTES);
             let window = LOAD_BYTES.min(rest.body() - self.known);
-            if !are_resident(next.clone()) {
+            if !are_resident(next.clone(), &pool.vouched) {
                 let begun = Instant::now();
                 pool.run(load(next)).await??;
                 metrics.cold_wait(begun.elapsed());
@@ -127,7 +172,7 @@ impl Warmth {
         if self.cold && self.loading.is_none() && ahead < LOAD_BYTES && self.known < rest.body() {
             let window = LOAD_BYTES.min(rest.body() - self.known);
             let next = rest.pieces(self.known, window);
-            if are_resident(next.clone()) {
+            if are_resident(next.clone(), &pool.vouched) {
                 self.known += window;
             } else {
                 self.loading = pool.try_start(load(next)).map(|load| (load, window));
@@ -154,10 +199,8 @@ fn load(pieces: Pieces<'_>) -> impl FnOnce() -> io::Result<()> + Send + 'static 
 
 /// Whether all pieces can be sent without waiting for a disk, as far as their first and last pages,
 /// and one in between every [`PROBE_BYTES`], can tell. About 0.6 us for each page asked for.
-fn are_resident(mut pieces: Pieces<'_>) -> bool {
-    // Queues that were written to together lie interleaved, so a fetch of several comes by the same
-    // blocks again. Each has one place here; 0 is none.
-    let mut resident = [0; BLOCKS_REMEMBERED];
+fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
+    let now = vouched.now();
     pieces.all(|piece| {
         if piece.range.is_tail() {
             return true;
@@ -165,12 +208,15 @@ fn are_resident(mut pieces: Pieces<'_>) -> bool {
         let last = piece.at + piece.len - 1;
         let mut probes = (piece.at..last).step_by(PROBE_BYTES).chain([last]);
         probes.all(|at| {
-            let block = 1 + ((piece.range.position() + at as u64) >> BLOCK_BYTES_LOG2);
-            let remembered = &mut resident[block as usize % BLOCKS_REMEMBERED];
-            if std::mem::replace(remembered, block) == block {
+            let position = piece.range.position() + at as u64;
+            if vouched.holds(position, now) {
                 return true;
             }
-            is_resident(piece.range, at)
+            let resident = is_resident(piece.range, at);
+            if resident {
+                vouched.note(position, now);
+            }
+            resident
         })
     })
 }
@@ -188,4 +234,25 @@ fn is_resident(range: &Range, at: usize) -> bool {
         ReadWriteFlags::NOWAIT,
     );
     matches!(read, Ok(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resident_page_vouches_for_its_block_and_not_for_long() {
+        let vouched = Vouched::new();
+        let now = vouched.now();
+        let block = 1 << BLOCK_BYTES_LOG2;
+        assert!(!vouched.holds(0, now), "nothing was looked at");
+        vouched.note(block + 5, now);
+        assert!(vouched.holds(block, now) && vouched.holds(2 * block - 1, now + 1));
+        assert!(!vouched.holds(block, now + 2), "too long ago");
+        assert!(!vouched.holds(2 * block, now) && !vouched.holds(block - 1, now));
+        let same_place = block * (1 + BLOCKS_REMEMBERED as u64);
+        assert!(!vouched.holds(same_place, now));
+        vouched.note(same_place, now);
+        assert!(!vouched.holds(block, now), "its place was taken");
+    }
 }
