@@ -55,6 +55,12 @@ impl Truth {
         sent.push(Sent { seed, acked_at: None });
     }
 
+    /// Notes messages whose append has failed with the store: any first part of them may be there.
+    pub(super) fn attempted(&mut self, topic: &str, queue: u32, seeds: &[u64]) {
+        let sent = self.queues.entry((topic.to_owned(), queue)).or_default();
+        sent.extend(seeds.iter().map(|&seed| Sent { seed, acked_at: None }));
+    }
+
     /// Notes that all messages of a queue below an offset have been acknowledged as durable.
     pub(super) fn acked(&mut self, topic: &str, queue: u32, end: u64, at: usize) {
         let sent = self.queues.entry((topic.to_owned(), queue)).or_default();

@@ -109,7 +109,15 @@ impl Workload {
             draft.encode(&mut bytes).map_err(|error| error.to_string())?;
         }
         let mut run = RecordRun::check(topic, id, &mut bytes).map_err(|error| error.to_string())?;
-        let extents = self.store.append_blocking(&queue, &mut run).map_err(told)?;
+        let extents = match self.store.append_blocking(&queue, &mut run) {
+            Ok(extents) => extents,
+            Err(error) => {
+                if self.store.failure().is_some() {
+                    self.truth.attempted(topic, id, &seeds);
+                }
+                return Err(told(error));
+            }
+        };
         let mut seeds = seeds.into_iter();
         for extent in &extents {
             for offset in extent.offset..extent.offset + u64::from(extent.records) {
