@@ -96,6 +96,10 @@ impl Appender {
         if let Some(error) = &tail.closed {
             return Err(error.clone());
         }
+        // Nothing is acknowledged any more, at whatever level, once a sync has failed.
+        if let Some(reason) = self.marks.failure() {
+            return Err(AppendError::Poisoned(reason));
+        }
         let refusals: Vec<_> = runs.iter().map(|(queue, run)| self.refusal(queue, run)).collect();
         let accepted = runs.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
         let sizes = accepted.flat_map(|((_, run), _)| run.sizes.iter().copied());

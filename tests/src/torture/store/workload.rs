@@ -96,7 +96,9 @@ impl Workload {
         }
     }
 
-    fn append(&mut self) -> Result<(), String> {
+    /// Appends a few messages to one queue, and mostly waits for them where that is what their topic
+    /// promises.
+    pub(super) fn append(&mut self) -> Result<(), String> {
         let (topic, durability) = TOPICS[self.rng.usize(..TOPICS.len())];
         let id = self.rng.u32(..QUEUES);
         let queue = self.store.topic(topic).and_then(|topic| topic.queue(id));
