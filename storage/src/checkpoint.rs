@@ -14,6 +14,9 @@
 //!  | position | CRC-32 |
 //! ```
 //!
+//! Behind it, at 8208 and of the same form, a store that fails leaves the position up to which it was
+//! durable: the next start has to write again what it finds above.
+//!
 //! The mark follows every sync of the log and is not synced itself: it outlives the process, and a
 //! power cut leaves an older one. It never says more than was durable when it was written.
 
@@ -31,6 +34,7 @@ const VERSION: u32 = 1;
 const SLOT_BYTES: u64 = 4096;
 const MARK_AT: u64 = 2 * SLOT_BYTES;
 const MARK_BYTES: usize = 12;
+const FAILURE_AT: u64 = MARK_AT + 16;
 const CRC_AT: usize = 40;
 const USED_BYTES: usize = CRC_AT + 4;
 
@@ -60,6 +64,9 @@ pub(crate) struct Known {
     /// The last position known to be durable, by the checkpoint or the flush mark; `None` where
     /// neither can be read, and so nobody knows.
     pub(crate) durable: Option<u64>,
+    /// The store failed when it was last open: what is in the page cache above *durable* may be
+    /// nowhere else, and no sync will bring it to disk.
+    pub(crate) failed: bool,
 }
 
 impl CheckpointFile {
@@ -85,9 +92,10 @@ impl CheckpointFile {
         Ok(())
     }
 
-    /// As [`write`](Self::write), to both slots: what they said before is forgotten. A damaged slot
-    /// then cannot bring back the word that the store was closed.
+    /// As [`write`](Self::write), to both slots, and no failure: what they said before is forgotten. A
+    /// damaged slot then cannot bring back the word that the store was closed.
     pub(crate) fn write_both(&mut self, checkpoint: Checkpoint) -> io::Result<()> {
+        self.file.write_all_at(&mut [IoSlice::new(&[0; MARK_BYTES])], FAILURE_AT)?;
         self.write(checkpoint)?;
         self.write(checkpoint)
     }
@@ -112,7 +120,9 @@ pub(crate) fn read_known(file: &dyn DiskFile, path: &Path) -> Result<(u64, Known
     let mark = read(file, MARK_AT).map_err(FileError::on("read", path))?;
     let (sequence, checkpoint) = newest.unzip();
     let durable = checkpoint.map(|checkpoint| checkpoint.durable).max(decode_mark(&mark));
-    Ok((sequence.unwrap_or(0), Known { checkpoint, durable }))
+    let failure = read(file, FAILURE_AT).map_err(FileError::on("read", path))?;
+    let failed = decode_mark(&failure).is_some();
+    Ok((sequence.unwrap_or(0), Known { checkpoint, durable, failed }))
 }
 
 /// Where the flusher notes how far the log is durable.
@@ -122,12 +132,21 @@ pub(crate) struct FlushMark(Arc<dyn DiskFile>);
 impl FlushMark {
     /// Notes that the log is durable up to a position, where it is so already.
     pub(crate) fn write(&self, position: u64) -> io::Result<()> {
-        let mut bytes = [0; MARK_BYTES];
-        bytes[..8].copy_from_slice(&position.to_be_bytes());
-        let crc = crc32(&bytes[..8]);
-        bytes[8..].copy_from_slice(&crc.to_be_bytes());
-        self.0.write_all_at(&mut [IoSlice::new(&bytes)], MARK_AT)
+        self.0.write_all_at(&mut [IoSlice::new(&encode_mark(position))], MARK_AT)
     }
+
+    /// Notes that the store has failed when the log was durable up to a position.
+    pub(crate) fn write_failure(&self, position: u64) -> io::Result<()> {
+        self.0.write_all_at(&mut [IoSlice::new(&encode_mark(position))], FAILURE_AT)
+    }
+}
+
+fn encode_mark(position: u64) -> [u8; MARK_BYTES] {
+    let mut bytes = [0; MARK_BYTES];
+    bytes[..8].copy_from_slice(&position.to_be_bytes());
+    let crc = crc32(&bytes[..8]);
+    bytes[8..].copy_from_slice(&crc.to_be_bytes());
+    bytes
 }
 
 fn decode_mark(bytes: &[u8; MARK_BYTES]) -> Option<u64> {
@@ -176,7 +195,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("checkpoint");
         let (mut file, none) = CheckpointFile::open(&RealDisk, &path).unwrap();
-        assert_eq!(none, Known { checkpoint: None, durable: None });
+        assert_eq!(none, Known { checkpoint: None, durable: None, failed: false });
         let older = Checkpoint { clean: false, durable: 10, newest_ms: 1 };
         let newer = Checkpoint { clean: true, durable: 20, newest_ms: 2 };
         file.write(older).unwrap();
@@ -224,6 +243,18 @@ mod tests {
         let mut bytes = std::fs::read(path).unwrap();
         bytes[bit / 8] ^= 1 << (bit % 8);
         bytes
+    }
+
+    #[test]
+    fn a_failure_is_known_until_a_start_has_dealt_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let (file, _) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        file.flush_mark().write_failure(7).unwrap();
+        let (mut file, known) = CheckpointFile::open(&RealDisk, &path).unwrap();
+        assert!(known.failed);
+        file.write_both(Checkpoint::default()).unwrap();
+        assert!(!CheckpointFile::open(&RealDisk, &path).unwrap().1.failed);
     }
 
     #[test]

@@ -31,6 +31,15 @@ pub(crate) struct Flusher {
 impl Flusher {
     /// The thread's loop, until the store is closed or has failed. `after` is called after each sync.
     pub(crate) fn run(&self, after: impl Fn()) {
+        self.flush_all(after);
+        if self.marks.failure().is_some()
+            && let Err(error) = self.mark.write_failure(self.marks.durable.get())
+        {
+            tracing::error!(%error, "the next start cannot be told that the store has failed");
+        }
+    }
+
+    fn flush_all(&self, after: impl Fn()) {
         let mut rush = Rush::default();
         while self.wait_for_work().is_ok() {
             let began = Instant::now();

@@ -84,7 +84,11 @@ impl Store {
         let RecoveredLog { segments, end, newest_ms } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
         let durable = known.checkpoint.unwrap_or_default().durable;
-        sync_from(&segments, durable).map_err(FileError::on("sync", &paths.log))?;
+        sync_from(&segments, durable).map_err(|error| {
+            // Told once: the next start's sync will go well, whatever became of the pages.
+            let _ = checkpoint_file.flush_mark().write_failure(durable);
+            FileError::on("sync", &paths.log)(error)
+        })?;
         checkpoint_file
             .write_both(Checkpoint { clean: false, durable: end, newest_ms })
             .map_err(FileError::on("write", &paths.checkpoint))?;

@@ -87,7 +87,9 @@ pub(crate) fn recover(
         (checkpoint.durable, checkpoint.newest_ms)
     } else {
         let (end, newest_ms) = find_end(disk, dir, &mut found, checkpoint.durable, known.durable)?;
-        found.iter().try_for_each(|segment| write_again(segment, known.durable, end))?;
+        if known.failed {
+            found.iter().try_for_each(|segment| write_again(segment, known.durable, end))?;
+        }
         (end, newest_ms.max(checkpoint.newest_ms))
     };
     // The end of one segment is the base of the next, which has to be there to be written to.

@@ -155,7 +155,7 @@ fn read_checkpoint(disk: &dyn Disk, path: &Path) -> Result<Known, OpenError> {
     match disk.open_readonly(path) {
         Ok(file) => Ok(read_known(&*file, path)?.1),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Known { checkpoint: None, durable: None })
+            Ok(Known { checkpoint: None, durable: None, failed: false })
         }
         Err(error) => Err(FileError::on("open", path)(error).into()),
     }
