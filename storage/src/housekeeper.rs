@@ -15,6 +15,7 @@ use crate::error::AppendError;
 use crate::marks::Marks;
 use crate::plant::{Plant, planted};
 use crate::queue::Queue;
+use crate::reserve::Reserve;
 use crate::retention::{RetainError, Retention};
 use crate::segment_supply::is_full;
 use crate::views::Views;
@@ -34,6 +35,7 @@ pub(crate) struct Housekeeper {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) views: Arc<RwLock<Views>>,
     pub(crate) database: ViewDatabase,
+    pub(crate) reserve: Reserve,
     pub(crate) checkpoint: Mutex<CheckpointFile>,
     pub(crate) retention: Retention,
     pub(crate) checkpoint_interval: Duration,
@@ -122,6 +124,18 @@ impl Housekeeper {
             return Err(error);
         }
         self.note_durable(&mut file, clean)
+    }
+
+    /// As [`write_checkpoint`](Self::write_checkpoint), with the reserve where there is no other space:
+    /// what follows makes room.
+    pub(crate) fn checkpoint_to_make_room(&self) -> io::Result<()> {
+        match self.write_checkpoint(false) {
+            Err(error) if is_full(&error) => {
+                self.reserve.release()?;
+                self.write_checkpoint(false)
+            }
+            result => result,
+        }
     }
 
     /// Says in the checkpoint how far the log is durable: from there a start after a crash scans it.

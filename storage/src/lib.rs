@@ -60,6 +60,7 @@ mod queue_files;
 mod queue_sums;
 mod read_plan;
 mod recovery;
+mod reserve;
 mod retention;
 mod run;
 mod salvage;

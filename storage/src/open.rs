@@ -5,6 +5,7 @@
 //!  {dir}/checkpoint      how far the log is durable
 //!  {dir}/commitlog/      the segments: the only source of truth
 //!  {dir}/consumequeue/   a view: one folder for each topic
+//!  {dir}/reserve         space that a full disk can be made room with
 //!  {dir}/views.redb      a view: topics, groups, committed offsets
 //! ```
 
@@ -28,6 +29,7 @@ use crate::housekeeper::Housekeeper;
 use crate::marks::Marks;
 use crate::queue_files::FileCache;
 use crate::recovery::{RecoveredLog, recover};
+use crate::reserve::Reserve;
 use crate::retention::{Clock, Retention, trim_topics};
 use crate::segment::Segment;
 use crate::segment_supply::SegmentSupply;
@@ -44,6 +46,7 @@ pub(crate) struct Paths {
     pub(crate) log: PathBuf,
     pub(crate) queues: PathBuf,
     pub(crate) views: PathBuf,
+    pub(crate) reserve: PathBuf,
 }
 
 impl Paths {
@@ -55,6 +58,7 @@ impl Paths {
             log: dir.join("commitlog"),
             queues: dir.join("consumequeue"),
             views: dir.join("views.redb"),
+            reserve: dir.join("reserve"),
         }
     }
 }
@@ -98,6 +102,8 @@ impl Store {
         let log = Arc::new(CommitLog::new(paths.log.clone(), segments));
         let (database, dispatcher) = open_views(&disk, &paths, log.clone(), end)?;
         let marks = dispatcher.marks.clone();
+        let reserve = Reserve::new(disk.clone(), paths.reserve.clone(), config.segment_bytes);
+        reserve.fill().map_err(FileError::on("reserve space in", &paths.reserve))?;
         let supply = Arc::new(SegmentSupply::new(disk.clone(), paths.log, &config, newest.clone()));
         let appender = Appender::new(&config, log.clone(), newest, supply.clone(), marks.clone());
         let store = Arc::new(Store {
@@ -119,6 +125,7 @@ impl Store {
                 dispatcher: dispatcher.clone(),
                 views: dispatcher.views.clone(),
                 database,
+                reserve,
                 checkpoint: Mutex::new(checkpoint_file),
                 retention: Retention {
                     age: config.retention_age,

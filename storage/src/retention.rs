@@ -215,6 +215,7 @@ impl Housekeeper {
                 break;
             }
         }
+        self.reserve.fill()?;
         self.note_overtaken(&before);
         Ok(())
     }
@@ -231,7 +232,7 @@ impl Housekeeper {
             carry(carried)?;
         }
         // No view on disk may need the segment any more.
-        self.write_checkpoint(false)?;
+        self.checkpoint_to_make_room()?;
         if self.marks.durable.get() < segment.end() {
             return Ok(false);
         }
@@ -246,7 +247,7 @@ impl Housekeeper {
             }
         }
         // Files go only when no checkpoint knows of them.
-        self.write_checkpoint(false)?;
+        self.checkpoint_to_make_room()?;
         trimmed.iter().try_for_each(|queue| queue.index.remove_old())?;
         segment.unlink(&*self.disk)?;
         // Before the next one goes: should a power cut bring back only some of them, a gap would be left.
