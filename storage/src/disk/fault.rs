@@ -84,12 +84,17 @@ impl FaultDisk {
 
     /// Adds a fault, for calls from now on.
     pub fn add_fault(&self, fault: Fault) {
-        self.world.lock().faults.0.push(fault);
+        self.world.lock().faults.all.push(fault);
     }
 
     /// All calls go well from now on.
     pub fn clear_faults(&self) {
-        self.world.lock().faults.0.clear();
+        self.world.lock().faults.all.clear();
+    }
+
+    /// How many calls have not done what they should.
+    pub fn faults_met(&self) -> u64 {
+        self.world.lock().faults.met
     }
 
     /// Limits the bytes that all files together may have; `None`: no limit.

@@ -118,16 +118,20 @@ impl Fault {
 
 /// The faults a disk has.
 #[derive(Debug, Default)]
-pub(super) struct Faults(pub(super) Vec<Fault>);
+pub(super) struct Faults {
+    pub(super) all: Vec<Fault>,
+    /// How many calls have met one.
+    pub(super) met: u64,
+}
 
 impl Faults {
     /// `Ok(true)` if the call is to succeed without doing anything.
     pub(super) fn meet(&mut self, verb: Verb, path: &Path) -> Result<bool, Outcome> {
-        match self.0.iter_mut().find_map(|fault| fault.meets(verb, path)) {
-            None => Ok(false),
-            Some(Outcome::Lie) => Ok(true),
-            Some(outcome) => Err(outcome),
-        }
+        let Some(outcome) = self.all.iter_mut().find_map(|fault| fault.meets(verb, path)) else {
+            return Ok(false);
+        };
+        self.met += 1;
+        if outcome == Outcome::Lie { Ok(true) } else { Err(outcome) }
     }
 }
 
