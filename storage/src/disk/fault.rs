@@ -331,8 +331,15 @@ impl Disk for FaultDisk {
     }
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
-        if !self.call(Verb::SyncFileSystem, dir)? {
-            self.world.lock().journal.push(Event::SyncAll);
+        match self.meet(Verb::SyncFileSystem, dir) {
+            Ok(true) => {}
+            Ok(false) => self.world.lock().journal.push(Event::SyncAll),
+            Err(outcome) => {
+                let mut world = self.world.lock();
+                let files: Vec<_> = world.names.values().map(|node| node.id).collect();
+                world.journal.extend(files.into_iter().map(Event::SyncFailed));
+                return Err(outcome.error());
+            }
         }
         Ok(())
     }
@@ -409,6 +416,15 @@ impl FaultFile {
         if let Some(known) = &mut *self.node.known.lock() {
             known[at as usize..][..bytes.len()].copy_from_slice(bytes);
         }
+    }
+
+    /// What was not written is dropped; what was stored through the mapping, too.
+    fn sync_failed(&self, outcome: Outcome) -> io::Result<()> {
+        if let Some(known) = &mut *self.node.known.lock() {
+            *known = self.node.read()?;
+        }
+        self.record(Event::SyncFailed(self.node.id));
+        Err(outcome.error())
     }
 
     /// Records as durable what was stored through the mapping.
@@ -498,10 +514,7 @@ impl DiskFile for FaultFile {
                 self.record_stores()?;
                 self.record(Event::Sync(self.node.id));
             }
-            Err(outcome) => {
-                self.record(Event::SyncFailed(self.node.id));
-                return Err(outcome.error());
-            }
+            Err(outcome) => return self.sync_failed(outcome),
         }
         Ok(())
     }
@@ -526,10 +539,7 @@ impl DiskFile for FaultFile {
                 let (file, at) = (self.node.id, first as u64);
                 self.record(Event::SyncRange { file, at, bytes });
             }
-            Err(outcome) => {
-                self.record(Event::SyncFailed(self.node.id));
-                return Err(outcome.error());
-            }
+            Err(outcome) => return self.sync_failed(outcome),
         }
         Ok(())
     }
