@@ -15,6 +15,7 @@ mod mapping;
 mod real;
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,9 +107,10 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// As [`read_at`](Self::read_at), but only from memory: `WouldBlock` if a disk would be needed.
     fn read_resident_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
 
-    /// The first byte at or behind `at` that may not be zero, as far as the file system knows; `None`
-    /// if there is none.
-    fn data_from(&self, at: u64) -> io::Result<Option<u64>>;
+    /// The parts at or behind `from` that may not be zero, in order, as far as the file system knows.
+    /// What is cached and not dirty leaves the cache: it would count, and so would what is read ahead
+    /// of a reader that looks from part to part.
+    fn data_ranges(&self, from: u64) -> io::Result<Vec<Range<u64>>>;
 
     /// Writes all bytes of the slices, one after another. What the slices are afterwards is
     /// unspecified.

@@ -174,15 +174,13 @@ fn write_at(file: &dyn DiskFile, at: u64, bytes: &[u8]) -> io::Result<()> {
 fn copy_bytes(segment: &SegmentFile, file: &dyn DiskFile, to: u64) -> io::Result<()> {
     let len = to - segment.base;
     let mut buffer = vec![0; COPY_STEP_BYTES.min(len as usize)];
-    let mut at = 0;
-    while let Some(data) = segment.file.data_from(at)?.filter(|data| *data < len) {
-        let step = buffer.len().min((len - data) as usize);
-        let read = segment.file.read_at(&mut buffer[..step], data)?;
-        if read == 0 {
-            break;
+    for range in segment.file.data_ranges(0)? {
+        let end = range.end.min(len);
+        for at in (range.start..end).step_by(COPY_STEP_BYTES) {
+            let step = buffer.len().min((end - at) as usize);
+            let read = segment.file.read_at(&mut buffer[..step], at)?;
+            write_at(file, at, &buffer[..read])?;
         }
-        write_at(file, data, &buffer[..read])?;
-        at = data + read as u64;
     }
     Ok(())
 }

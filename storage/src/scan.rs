@@ -135,17 +135,15 @@ pub(crate) fn is_blank(bytes: &[u8], remaining: u64) -> bool {
 
 /// Whether nothing but zeros stands from a position to the segment's end.
 pub(crate) fn is_zero_from(segment: &SegmentFile, from: u64) -> io::Result<bool> {
-    let mut buffer = vec![0; SEARCH_STEP_BYTES.min(segment.bytes as usize)];
-    let mut at = from - segment.base;
-    while let Some(data) = segment.file.data_from(at)? {
-        let read = segment.file.read_at(&mut buffer, data)?;
-        if buffer[..read].iter().any(|&byte| byte != 0) {
-            return Ok(false);
+    let mut buffer = vec![0; SEARCH_STEP_BYTES.min((segment.bytes as usize).max(4096))];
+    for range in segment.file.data_ranges(from - segment.base)? {
+        for at in range.clone().step_by(buffer.len()) {
+            let step = buffer.len().min((range.end - at) as usize);
+            let read = segment.file.read_at(&mut buffer[..step], at)?;
+            if buffer[..read].iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
         }
-        if read == 0 {
-            break;
-        }
-        at = data + read as u64;
     }
     Ok(true)
 }
@@ -153,27 +151,25 @@ pub(crate) fn is_zero_from(segment: &SegmentFile, from: u64) -> io::Result<bool>
 /// The position of the first whole record at or behind `from`, wherever its bytes begin.
 pub(crate) fn find_record(segment: &SegmentFile, from: u64) -> io::Result<Option<u64>> {
     let finders = MAGICS.map(|magic| memmem::Finder::new(&magic).into_owned());
-    let mut buffer = vec![0; SEARCH_STEP_BYTES.min(segment.bytes as usize)];
-    let mut at = from - segment.base;
-    while let Some(data) = segment.file.data_from(at)? {
-        at = at.max(data.saturating_sub(MAGIC_AT as u64));
-        let read = segment.file.read_at(&mut buffer, at)?;
-        let found = &buffer[..read];
-        let mut magics: Vec<usize> =
-            finders.iter().flat_map(|finder| finder.find_iter(found)).collect();
-        magics.sort_unstable();
-        for magic in magics {
-            let Some(start) = magic.checked_sub(MAGIC_AT) else { continue };
-            let position = segment.base + at + start as u64;
-            if record_stands_at(segment, position, &found[start..])? {
-                return Ok(Some(position));
+    let from = from - segment.base;
+    let mut buffer = vec![0; SEARCH_STEP_BYTES.min((segment.bytes as usize).max(4096))];
+    for range in segment.file.data_ranges(from)? {
+        // A record can begin with the zeros of its size; a magic number can lie across two steps.
+        let begin = range.start.saturating_sub(MAGIC_AT as u64).max(from);
+        for at in (begin..range.end).step_by(buffer.len() - 2 * MAGIC_AT) {
+            let read = segment.file.read_at(&mut buffer, at)?;
+            let found = &buffer[..read];
+            let mut magics: Vec<usize> =
+                finders.iter().flat_map(|finder| finder.find_iter(found)).collect();
+            magics.sort_unstable();
+            for magic in magics {
+                let Some(start) = magic.checked_sub(MAGIC_AT) else { continue };
+                let position = segment.base + at + start as u64;
+                if record_stands_at(segment, position, &found[start..])? {
+                    return Ok(Some(position));
+                }
             }
         }
-        if read < buffer.len() || read <= 2 * MAGIC_AT {
-            break;
-        }
-        // A magic number can lie across two steps.
-        at += (read - 2 * MAGIC_AT) as u64;
     }
     Ok(None)
 }

@@ -181,3 +181,28 @@ fn a_flipped_bit_in_what_was_acknowledged_is_refused_and_nothing_changes() {
     assert!(error.to_string().contains("checksum is wrong"), "{error}");
     assert!(fs::read(path).unwrap() == before);
 }
+
+#[test]
+fn a_start_does_not_read_the_room_that_a_segment_has_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let roomy = || StoreConfig { segment_bytes: 256 << 20, ..config(dir.path()) };
+    {
+        let store = Store::open(roomy()).unwrap();
+        let queue = topic(&store, "t", 1).queue(0).unwrap();
+        append_numbered(&store, &queue, 0..50);
+    }
+    // As a killed process leaves it: neither closed nor copied, so that the room is still reserved only.
+    let before = bytes_read();
+    let store = Store::open(roomy()).unwrap();
+    let read = bytes_read() - before;
+    assert!(read < 64 << 20, "{read} bytes were read");
+    let queue = store.topic("t").unwrap().queue(0).unwrap();
+    assert!(read_all(&store, &queue) == numbered(0..50));
+}
+
+/// What this process has read so far, from wherever.
+fn bytes_read() -> u64 {
+    let io = fs::read_to_string("/proc/self/io").unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+    line.unwrap().trim().parse().unwrap()
+}

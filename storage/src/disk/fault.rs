@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -466,9 +467,11 @@ impl DiskFile for FaultFile {
         self.node.file.read_at(buffer, at)
     }
 
-    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
-        self.call(Verb::DataFrom)?;
-        Ok((at < self.node.file.metadata()?.len()).then_some(at))
+    fn data_ranges(&self, from: u64) -> io::Result<Vec<Range<u64>>> {
+        self.call(Verb::DataRanges)?;
+        let bytes = self.node.file.metadata()?.len();
+        let all = from..bytes;
+        Ok(if all.is_empty() { Vec::new() } else { vec![all] })
     }
 
     fn write_all_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -158,14 +159,23 @@ impl DiskFile for RealFile {
         }
     }
 
-    fn data_from(&self, at: u64) -> io::Result<Option<u64>> {
-        match seek(&self.0, SeekFrom::Data(at)) {
-            Ok(data) => Ok(Some(data)),
-            Err(Errno::NXIO) => Ok(None),
-            // File systems that do not tell.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((at < self.bytes()?).then_some(at)),
-            Err(error) => Err(error.into()),
+    fn data_ranges(&self, from: u64) -> io::Result<Vec<Range<u64>>> {
+        self.drop_cache()?;
+        let bytes = self.bytes()?;
+        let mut ranges = Vec::new();
+        let mut at = from;
+        while at < bytes {
+            let start = match seek(&self.0, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                // File systems that do not tell.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+                Err(error) => return Err(error.into()),
+            };
+            at = seek(&self.0, SeekFrom::Hole(start)).unwrap_or(bytes).max(start + 1);
+            ranges.push(start..at);
         }
+        Ok(ranges)
     }
 
     fn write_all_at(&self, mut slices: &mut [IoSlice<'_>], mut at: u64) -> io::Result<()> {
