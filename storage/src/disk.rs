@@ -131,8 +131,8 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
     /// Makes part of a mapping durable (`msync`).
     fn sync_mapped(&self, mapping: &Mapping, from: usize, to: usize) -> io::Result<()>;
 
-    /// Tells the kernel that the cached pages of the file can go.
-    fn drop_cache(&self) -> io::Result<()>;
+    /// Tells the kernel that the cached pages of the file can go, from a little before a place on.
+    fn drop_cache(&self, from: u64) -> io::Result<()>;
 
     /// The descriptor, to send from.
     fn as_fd(&self) -> BorrowedFd<'_>;

@@ -1,6 +1,7 @@
 //! The one builder of views: follows the log and adds every record to what is derived from it.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use longwire_proto::record::RecordView;
@@ -61,8 +62,8 @@ enum Place {
     Thread,
     /// On the thread that appended.
     Inline,
-    /// Where the store is being opened: what is read may have been damaged meanwhile.
-    Opening,
+    /// Where the store is being opened: what is below `checked_from` may have been damaged meanwhile.
+    Opening { checked_from: u64 },
 }
 
 impl Dispatcher {
@@ -98,19 +99,23 @@ impl Dispatcher {
         self.call.stop();
     }
 
-    /// Brings the views up to the end of the log that is being opened, and checks every record it
-    /// reads; a damaged one is an error that holds an [`UnreadableRecord`].
-    pub(crate) fn open_at(&self, end: u64) -> io::Result<()> {
-        self.catch_up(end, Place::Opening)
+    /// Brings the views up to the end of the log that is being opened, and checks the records it reads
+    /// below `checked`; a damaged one is an error that holds an [`UnreadableRecord`].
+    pub(crate) fn open_at(&self, checked: Range<u64>) -> io::Result<()> {
+        self.catch_up(checked.end, Place::Opening { checked_from: checked.start })
     }
 
     /// Dispatches everything up to a position. May wait for a disk.
     fn catch_up(&self, to: u64, place: Place) -> io::Result<()> {
         let mut pass = self.pass.lock();
-        while self.marks.dispatched.get() < to {
+        loop {
+            // A pass on an appending thread may have left some.
+            pass.full.drain(..).try_for_each(|queue| queue.index.store_page())?;
+            if self.marks.dispatched.get() >= to {
+                return Ok(());
+            }
             self.pass(&mut pass, to, place)?;
         }
-        pass.full.drain(..).try_for_each(|queue| queue.index.store_page())
     }
 
     /// Sees to it that what has been appended is dispatched: now where that is short, else soon.
@@ -143,17 +148,20 @@ impl Dispatcher {
         pass.full.is_empty()
     }
 
-    /// Folds the records of the system topics from a position on into the views, before any topic is
-    /// served.
-    pub(crate) fn fold_views(&self, to: u64) -> io::Result<()> {
+    /// Folds the records of the system topics into the views, before any topic is served. Checks the
+    /// records it reads below `checked`; returns what has been checked then.
+    pub(crate) fn fold_views(&self, checked: Range<u64>) -> io::Result<Range<u64>> {
+        let to = checked.end;
+        let place = Place::Opening { checked_from: checked.start };
         let mut views = self.views.write();
         let first = self.log.first_position();
         let mut from = views.folded.max(first);
         if from == first && first > 0 {
             views.begin_anew();
         }
+        let checked = checked.start.min(from)..to;
         while from < to {
-            from = self.walk(from, to, Place::Opening, |record| {
+            from = self.walk(from, to, place, |record| {
                 if let Some(system) = SystemRecord::read(record) {
                     views.fold(system, record.position(), end_of(record));
                 }
@@ -162,7 +170,7 @@ impl Dispatcher {
         }
         views.end_anew();
         views.folded = views.folded.max(to);
-        Ok(())
+        Ok(checked)
     }
 
     /// Dispatches the next records; `false` where it met one that is not for this place.
@@ -240,7 +248,9 @@ impl Dispatcher {
                 return Ok(segment.end());
             }
             let record = match place {
-                Place::Opening => check_record(&bytes[at..], position),
+                Place::Opening { checked_from } if position < checked_from => {
+                    check_record(&bytes[at..], position)
+                }
                 _ => RecordView::parse(&bytes[at..]).map_err(|error| error.to_string()),
             };
             let record = record.map_err(|reason| unreadable(position, &reason))?;

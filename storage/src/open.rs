@@ -10,6 +10,7 @@
 //! ```
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -85,7 +86,7 @@ impl Store {
             sync_parent(&*disk, &paths.dir)?;
         }
         let recovered = recover(&*disk, &paths.log, &config, &known)?;
-        let RecoveredLog { segments, end, newest_ms } = recovered;
+        let RecoveredLog { segments, end, newest_ms, checked_from } = recovered;
         // What the scan accepted may so far be only in the page cache a killed process left behind.
         let durable = known.checkpoint.unwrap_or_default().durable;
         sync_from(&segments, durable).map_err(|error| {
@@ -100,7 +101,7 @@ impl Store {
 
         let newest = set_times(&segments, newest_ms);
         let log = Arc::new(CommitLog::new(paths.log.clone(), segments));
-        let (database, dispatcher) = open_views(&disk, &paths, log.clone(), end)?;
+        let (database, dispatcher) = open_views(&disk, &paths, log.clone(), checked_from..end)?;
         let marks = dispatcher.marks.clone();
         let reserve = Reserve::new(disk.clone(), paths.reserve.clone(), config.segment_bytes);
         reserve.fill().map_err(FileError::on("reserve space in", &paths.reserve))?;
@@ -198,13 +199,14 @@ fn set_times(segments: &[Arc<Segment>], newest_ms: i64) -> Arc<Segment> {
 }
 
 /// Reads the views and brings them up to the end of the log; builds them anew where they cannot be
-/// what they should be.
+/// what they should be. Records below `checked` have yet to be checked where they are read.
 fn open_views(
     disk: &Arc<dyn Disk>,
     paths: &Paths,
     log: Arc<CommitLog>,
-    end: u64,
+    mut checked: Range<u64>,
 ) -> Result<(ViewDatabase, Arc<Dispatcher>), OpenError> {
+    let end = checked.end;
     let failed = |error: redb::Error| OpenError::Views(error.to_string());
     let unreadable = |error| cannot_build(error, &log, &paths.dir);
     let (database, mut stored) = ViewDatabase::open(disk.clone(), &paths.views).map_err(failed)?;
@@ -217,11 +219,11 @@ fn open_views(
         stored = Stored::nothing();
     }
     let cache = FileCache::new(disk.clone());
-    let open = |Stored { views, dispatched, queue_files, .. }| {
+    let mut open = |Stored { views, dispatched, queue_files, .. }| {
         let marks = Arc::new(Marks::new(end, dispatched.max(log.first_position())));
         let topics = Topics::new(paths.queues.clone(), cache.clone(), marks.clone());
         let dispatcher = Dispatcher::new(log.clone(), marks, topics, views);
-        dispatcher.fold_views(end)?;
+        checked = dispatcher.fold_views(checked.clone())?;
         let whole = {
             let views = dispatcher.views.read();
             dispatcher.topics.open(&views, &queue_files)?
@@ -235,7 +237,7 @@ fn open_views(
         database.clear().map_err(failed)?;
         (dispatcher, _) = open(Stored::nothing()).map_err(unreadable)?;
     }
-    dispatcher.open_at(end).map_err(unreadable)?;
+    dispatcher.open_at(checked).map_err(unreadable)?;
     for (name, view) in &dispatcher.views.read().topics {
         let Some(topic) = dispatcher.topics.get(name) else {
             continue;

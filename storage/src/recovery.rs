@@ -71,6 +71,8 @@ pub(crate) struct RecoveredLog {
     pub(crate) end: u64,
     /// The newest store timestamp in it, in milliseconds since 1970.
     pub(crate) newest_ms: i64,
+    /// Every record from here on has been checked.
+    pub(crate) checked_from: u64,
 }
 
 /// Opens the segments of a folder and finds the end of the log, according to what is known to be
@@ -100,8 +102,9 @@ pub(crate) fn recover(
     for SegmentFile { base, bytes, path, file } in found {
         let filled = (end - base).min(bytes);
         if filled < bytes {
-            // The scan has left large folios in the cache, which would be written back whole.
-            file.drop_cache().map_err(FileError::on("drop the cache of", &path))?;
+            // The scan has left large folios in the cache, which would be written back whole. What is
+            // before them is about to be read again.
+            file.drop_cache(filled).map_err(FileError::on("drop the cache of", &path))?;
         }
         let mapped = Segment::map(path, file, base, bytes, filled);
         segments.push(Arc::new(mapped.map_err(FileError::on("map a segment in", dir))?));
@@ -110,7 +113,9 @@ pub(crate) fn recover(
         let next = Segment::create(disk, dir, end, config.segment_bytes);
         segments.push(Arc::new(next.map_err(FileError::on("create a segment in", dir))?));
     }
-    Ok(RecoveredLog { segments, end, newest_ms })
+    // The scan began there.
+    let checked_from = checkpoint.durable;
+    Ok(RecoveredLog { segments, end, newest_ms, checked_from })
 }
 
 /// Finds the segments that adjoin one another; fails if durable ones are missing.

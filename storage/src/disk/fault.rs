@@ -547,7 +547,7 @@ impl DiskFile for FaultFile {
         Ok(())
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
+    fn drop_cache(&self, _from: u64) -> io::Result<()> {
         self.call(Verb::DropCache)?;
         Ok(())
     }

@@ -16,6 +16,9 @@ use super::{Disk, DiskFile, DiskLock, Mapping};
 /// Zeros are written in steps of this size where a file system cannot zero a range by itself.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
 
+/// The largest folios that readahead makes.
+const FOLIO_BYTES_MAX: u64 = 2 << 20;
+
 /// Most slices of one call (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
 
@@ -160,7 +163,7 @@ impl DiskFile for RealFile {
     }
 
     fn data_ranges(&self, from: u64) -> io::Result<Vec<Range<u64>>> {
-        self.drop_cache()?;
+        self.drop_cache(from)?;
         let bytes = self.bytes()?;
         let mut ranges = Vec::new();
         let mut at = from;
@@ -224,8 +227,10 @@ impl DiskFile for RealFile {
         mapping.sync(from, to)
     }
 
-    fn drop_cache(&self) -> io::Result<()> {
-        Ok(fadvise(&self.0, 0, None, Advice::DontNeed)?)
+    fn drop_cache(&self, from: u64) -> io::Result<()> {
+        // A folio goes only if all of it may.
+        let from = from / FOLIO_BYTES_MAX * FOLIO_BYTES_MAX;
+        Ok(fadvise(&self.0, from, None, Advice::DontNeed)?)
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {
