@@ -37,6 +37,8 @@ pub struct Options {
     pub plant: Option<Plant>,
     /// Persist random subsets of unsynced pages before each power cut.
     pub torn: bool,
+    /// Every fault there is in one part of the store, where a class can go through them all.
+    pub all: bool,
     /// The file system, where a class makes one: `ext4`, `xfs` or `tmpfs`; `None`: each in turn.
     pub file_system: Option<String>,
 }

@@ -90,13 +90,14 @@ impl Stored {
 
 impl ViewDatabase {
     /// Opens the database and reads all of it. One that cannot be read is made anew: the log has
-    /// everything that was in it.
+    /// everything that was in it. A sync that fails is nothing to go on after.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         path: &Path,
     ) -> Result<(ViewDatabase, Stored), redb::Error> {
         let (stored, database) = match open_checked(&*disk, path) {
             Ok(opened) => opened,
+            Err(error) if is_failed_sync(&error) => return Err(error),
             Err(error) => {
                 let path_shown = path.display();
                 tracing::warn!(path = %path_shown, %error, "the views cannot be read; rebuilding");
@@ -358,8 +359,21 @@ fn write_queue_files(
     Ok(())
 }
 
+fn is_failed_sync(error: &redb::Error) -> bool {
+    let redb::Error::Io(error) = error else { return false };
+    error.get_ref().is_some_and(|error| error.is::<FailedSync>())
+}
+
 fn corrupted(error: prost::DecodeError) -> redb::Error {
     redb::Error::Corrupted(error.to_string())
+}
+
+/// A sync that failed: what it was to make durable may be gone, and another sync would not tell.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: cannot sync: {error}", path.display())]
+struct FailedSync {
+    path: PathBuf,
+    error: io::Error,
 }
 
 /// redb's file calls, through the one door all of them go through.
@@ -389,7 +403,9 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
-        self.file.sync().map_err(|e| self.error(e))
+        self.file.sync().map_err(|error| {
+            io::Error::new(error.kind(), FailedSync { path: self.path.clone(), error })
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {

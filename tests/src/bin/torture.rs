@@ -30,6 +30,9 @@ struct Arguments {
     /// Persist random subsets of unsynced pages before each power cut.
     #[arg(long)]
     torn: bool,
+    /// Flip every bit of one whole segment (bit-flips only).
+    #[arg(long, conflicts_with = "cycles")]
+    all: bool,
     /// The file system to make; each that the class knows, in turn, if not given.
     #[arg(long, value_name = "NAME", value_parser = ["ext4", "xfs", "tmpfs"])]
     fs: Option<String>,
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         seed: arguments.seed.unwrap_or_else(longwire_tests::random),
         plant: bug,
         torn: arguments.torn,
+        all: arguments.all,
         file_system: arguments.fs,
     };
     let Some((name, run)) = CLASSES.iter().find(|(name, _)| *name == arguments.class) else {

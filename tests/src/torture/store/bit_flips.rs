@@ -4,22 +4,23 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use fastrand::Rng;
 use longwire_storage::OpenError;
 use longwire_storage::disk::FaultDisk;
 
-use super::truth::Truth;
-use super::{DIR, EVERYTHING, open, worked};
+use super::truth::{Found, Truth};
+use super::{DIR, EVERYTHING, log_bytes, open, worked};
 use crate::torture::{Options, Report};
 
 /// Flips if no other number is given.
 const FLIPS: u64 = 6_000;
 const STEPS: usize = 90;
-const SEGMENT_BYTES: u64 = 64 << 10;
 
-/// Flips `count` bits (6,000 if not given): every bit of a segment and of each other file once if that is
-/// enough, else as many as there are, evenly spread.
+/// Flips `count` bits (6,000 if not given): a quarter in each of two segments and the rest in all other
+/// files, each file's evenly spread. With `all`: every bit of one full segment instead, once in a store
+/// that was closed and once in one that was killed.
 pub(in crate::torture) fn run(options: &Options) -> Report {
     let mut report = Report::new("bit-flips", options);
     let mut rng = Rng::with_seed(options.seed);
@@ -27,12 +28,18 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     let mut tally = Tally::default();
     // What a store that was killed had not flushed was not acknowledged: its tail.
     for closed in [true, false] {
-        match worked(closed, STEPS, rng.fork()) {
-            Ok((disk, truth)) => {
-                report.acked += truth.acked_by(usize::MAX);
-                flip_files(&disk, &truth, flips / 2, &mut tally, &mut rng, &mut report);
+        let (disk, truth) = match worked(closed, STEPS, rng.fork()) {
+            Ok(worked) => worked,
+            Err(error) => {
+                report.violation(format!("the workload failed: {error}"));
+                continue;
             }
-            Err(error) => report.violation(format!("the workload failed: {error}")),
+        };
+        report.acked += truth.acked_by(usize::MAX);
+        let chosen =
+            if options.all { full_segment(&disk) } else { spread(&disk, flips / 2, &mut rng) };
+        for (flip, outcome) in flip_each(&disk, &truth, chosen) {
+            tally.count(&flip, outcome, &mut report);
         }
     }
     report.figure("refused", tally.refused);
@@ -41,7 +48,26 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     report
 }
 
-/// What became of the flips.
+/// A bit of a file.
+#[derive(Debug, Clone)]
+struct Flip {
+    path: Arc<Path>,
+    bit: u64,
+}
+
+/// What became of a flip.
+#[derive(Debug)]
+enum Outcome {
+    /// The store did not start, and said what is damaged.
+    Refused,
+    /// The store started, and a reader of what is damaged was told.
+    Told,
+    /// Everything was there.
+    Harmless,
+    /// A promise was broken.
+    Broken { lost: u64, misordered: u64, problems: Vec<String> },
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     refused: u64,
@@ -49,88 +75,106 @@ struct Tally {
     harmless: u64,
 }
 
-/// Shares the flips out: half of them to two segments, the rest to all other files.
-fn flip_files(
-    disk: &FaultDisk,
-    truth: &Truth,
-    flips: u64,
-    tally: &mut Tally,
-    rng: &mut Rng,
-    report: &mut Report,
-) {
-    let files = disk.files().expect("files in memory can be read");
-    let log = Path::new(DIR).join("commitlog");
-    let is_written = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0);
-    let (segments, others): (Vec<_>, Vec<_>) =
-        files.iter().filter(|(_, bytes)| is_written(bytes)).partition(|(p, _)| p.starts_with(&log));
-    // The newest with records, and one that lies wholly behind the durable position.
-    let newest = segments.len().saturating_sub(2)..segments.len();
-    for (path, bytes) in segments[newest].iter().rev() {
-        let bits = (bytes.len() as u64).min(SEGMENT_BYTES) * 8;
-        flip_bits(disk, truth, (path, bits), flips / 4, tally, rng, report);
-    }
-    let share = flips / 2 / others.len().max(1) as u64;
-    for (path, bytes) in others {
-        if !path.ends_with("lock") {
-            let bits = bytes.len() as u64 * 8;
-            flip_bits(disk, truth, (path, bits), share, tally, rng, report);
+impl Tally {
+    fn count(&mut self, flip: &Flip, outcome: Outcome, report: &mut Report) {
+        report.cycles += 1;
+        match outcome {
+            Outcome::Refused => self.refused += 1,
+            Outcome::Told => self.told += 1,
+            Outcome::Harmless => self.harmless += 1,
+            Outcome::Broken { lost, misordered, problems } => {
+                report.lost += lost;
+                report.misordered += misordered;
+                for problem in problems {
+                    report.violation(format!(
+                        "bit {} of {}: {problem}",
+                        flip.bit,
+                        flip.path.display()
+                    ));
+                }
+            }
         }
     }
 }
 
-/// Flips bits of one file, evenly spread and each somewhere in its stretch.
-fn flip_bits(
-    disk: &FaultDisk,
-    truth: &Truth,
-    (path, bits): (&Path, u64),
-    flips: u64,
-    tally: &mut Tally,
-    rng: &mut Rng,
-    report: &mut Report,
-) {
-    let flips = flips.clamp(1, bits);
-    for number in 0..flips {
-        let (from, until) = (number * bits / flips, (number + 1) * bits / flips);
-        flip(disk, truth, path, rng.u64(from..until), tally, report);
+/// Bits of every file: half of them in the two newest segments with records, of which one lies wholly
+/// behind the durable position.
+fn spread(disk: &FaultDisk, flips: u64, rng: &mut Rng) -> Vec<Flip> {
+    let files = disk.files().expect("files in memory can be read");
+    let log = Path::new(DIR).join("commitlog");
+    let (segments, others): (Vec<_>, Vec<_>) = files
+        .iter()
+        .filter(|(path, bytes)| bytes.iter().any(|byte| *byte != 0) && !path.ends_with("lock"))
+        .partition(|(path, _)| path.starts_with(&log));
+    let newest = &segments[segments.len().saturating_sub(2)..];
+    let of_segments = newest.iter().map(|file| (file, flips / 4));
+    let share = flips / 2 / others.len().max(1) as u64;
+    let of_others = others.iter().map(|file| (file, share));
+    let mut chosen = Vec::new();
+    for ((path, bytes), flips) in of_segments.chain(of_others) {
+        let (path, bits) = (Arc::from(path.as_path()), bytes.len() as u64 * 8);
+        let flips = flips.clamp(1, bits);
+        // One somewhere in each of as many stretches of the same length.
+        chosen.extend((0..flips).map(|number| {
+            let stretch = number * bits / flips..(number + 1) * bits / flips;
+            Flip { path: Arc::clone(&path), bit: rng.u64(stretch) }
+        }));
     }
+    chosen
 }
 
-fn flip(
-    disk: &FaultDisk,
-    truth: &Truth,
-    path: &Path,
-    bit: u64,
-    tally: &mut Tally,
-    report: &mut Report,
-) {
-    report.cycles += 1;
-    let what = format!("bit {bit} of {}", path.display());
+/// Every bit of the newest segment but one with records: it is full.
+fn full_segment(disk: &FaultDisk) -> Vec<Flip> {
+    let mut written = log_bytes(disk);
+    written.retain(|(_, bytes)| bytes.iter().any(|byte| *byte != 0));
+    let full = written.len().checked_sub(2).expect("the workload fills a segment");
+    let (path, bytes) = &written[full];
+    let path: Arc<Path> = Arc::from(path.as_path());
+    (0..bytes.len() as u64 * 8).map(|bit| Flip { path: Arc::clone(&path), bit }).collect()
+}
+
+/// Makes every flip, each in a copy of the disk of its own, on all cores.
+fn flip_each(disk: &FaultDisk, truth: &Truth, chosen: Vec<Flip>) -> Vec<(Flip, Outcome)> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = chosen.len().div_ceil(workers).max(1);
+    let judge = |flip: &Flip| (flip.clone(), outcome(disk, truth, flip));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = chosen
+            .chunks(share)
+            .map(|flips| scope.spawn(move || flips.iter().map(judge).collect::<Vec<_>>()))
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("panics are caught")).collect()
+    })
+}
+
+/// Makes a flip, starts the store, and reads all of it.
+fn outcome(disk: &FaultDisk, truth: &Truth, flip: &Flip) -> Outcome {
+    let broken = |problem| Outcome::Broken { lost: 0, misordered: 0, problems: vec![problem] };
     let flipped = disk.copy().and_then(|copy| {
-        let mut bytes = copy.files()?.remove(path).unwrap_or_default();
-        bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
-        copy.put(path, Some(&bytes))?;
+        let mut bytes = copy.files()?.remove(&*flip.path).unwrap_or_default();
+        bytes[(flip.bit / 8) as usize] ^= 1 << (flip.bit % 8);
+        copy.put(&flip.path, Some(&bytes))?;
         Ok(copy)
     });
     let copy = match flipped {
         Ok(copy) => copy,
-        Err(error) => return report.violation(format!("{what}: {error}")),
+        Err(error) => return broken(error.to_string()),
     };
     let seen = catch_unwind(AssertUnwindSafe(|| {
         let store = open(&copy)?;
         Ok(truth.check(&store, EVERYTHING))
     }));
     match seen {
-        Err(_) => report.violation(format!("{what}: a panic")),
-        Ok(Err(OpenError::Corrupt { .. } | OpenError::Version { .. })) => tally.refused += 1,
-        Ok(Err(error)) => report.violation(format!("{what}: {error}")),
-        Ok(Ok(found)) => {
-            report.lost += found.lost;
-            report.misordered += found.misordered;
-            found.problems.iter().for_each(|p| report.violation(format!("{what}: {p}")));
-            match (found.problems.is_empty(), found.told.is_empty()) {
-                (true, true) => tally.harmless += 1,
-                (true, false) => tally.told += 1,
-                _ => {}
+        Err(_) => broken("a panic".to_owned()),
+        Ok(Err(OpenError::Corrupt { .. } | OpenError::Version { .. })) => Outcome::Refused,
+        Ok(Err(error)) => broken(error.to_string()),
+        Ok(Ok(Found { lost, misordered, problems, told, .. })) => {
+            if !problems.is_empty() || lost + misordered > 0 {
+                Outcome::Broken { lost, misordered, problems }
+            } else if told.is_empty() {
+                Outcome::Harmless
+            } else {
+                Outcome::Told
             }
         }
     }

@@ -204,7 +204,7 @@ fn restart_all(disk: &FaultDisk, lived: Lived, what: &str, report: &mut Report) 
     report.acked += truth.acked_by(usize::MAX);
     restart(early, &truth, &format!("{what}, then a restart in between"), report);
     // Retention may have removed any message by now.
-    truth.firsts.values_mut().for_each(|first| *first = u64::MAX);
+    truth.forget_firsts();
     disk.clear_faults();
     let mut model = CrashModel::default();
     disk.journal().iter().for_each(|event| model.pass(event));

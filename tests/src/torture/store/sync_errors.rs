@@ -13,7 +13,8 @@ use crate::torture::{Options, Report};
 
 /// The syncs that fail, one in each run, if no other number is given.
 const SYNCS: u64 = 200;
-const STEPS: usize = 120;
+/// How much work there may be before the sync comes.
+const STEPS_MAX: usize = 2_000;
 const EIO: i32 = 5;
 /// How long a failed store may take to say so.
 const TELL_MAX: Duration = Duration::from_secs(1);
@@ -45,16 +46,16 @@ fn one(after: u64, times: u64, path: AppendPath, rng: &mut Rng, report: &mut Rep
         return true;
     };
     let mut told = workload.make_topics().err();
-    for _ in 0..STEPS {
-        if told.is_some() {
+    for _ in 0..STEPS_MAX {
+        if told.is_some() || disk.faults_met() > 0 {
             break;
         }
         told = workload.step().err();
     }
-    if told.is_some() {
-        after_failure(&mut workload, after, report);
+    if disk.faults_met() == 0 {
+        report.violation(format!("sync {after} never comes; refused: {told:?}"));
     }
-    let failed = workload.store.failure().is_some();
+    let failed = after_failure(&mut workload, after, report);
     let (disk, truth) = workload.finish();
     report.acked += truth.acked_by(usize::MAX);
     disk.clear_faults();
@@ -69,15 +70,15 @@ fn one(after: u64, times: u64, path: AppendPath, rng: &mut Rng, report: &mut Rep
     failed
 }
 
-/// What must hold once something was refused for a failed sync.
-fn after_failure(workload: &mut Workload, after: u64, report: &mut Report) {
+/// What must hold once a sync has failed: the store says so, and takes nothing more. Whether it does.
+fn after_failure(workload: &mut Workload, after: u64, report: &mut Report) -> bool {
     let began = Instant::now();
     while workload.store.failure().is_none() && began.elapsed() < TELL_MAX {
         std::thread::yield_now();
     }
     let Some(reason) = workload.store.failure() else {
         report.violation(format!("sync {after} failed, and the store does not say so"));
-        return;
+        return false;
     };
     if !reason.contains("failed") {
         report.violation(format!("sync {after}: {reason:?} says nothing"));
@@ -91,4 +92,5 @@ fn after_failure(workload: &mut Workload, after: u64, report: &mut Report) {
     if workload.truth.acked_by(usize::MAX) > acked {
         report.violation(format!("sync {after}: acknowledged after the failure"));
     }
+    true
 }

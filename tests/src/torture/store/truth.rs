@@ -25,8 +25,8 @@ pub(super) struct Truth {
     pub(super) queues: BTreeMap<(String, u32), Vec<Sent>>,
     /// The commits of group "g" in queue 0 of topic "flushed": offset, and when it was confirmed.
     pub(super) commits: Vec<(u64, Option<usize>)>,
-    /// The first offset that retention had left at the end, by topic and queue.
-    pub(super) firsts: BTreeMap<(String, u32), u64>,
+    /// By topic and queue: the event at which an offset was last seen to be the first, and the offset.
+    firsts: BTreeMap<(String, u32), Vec<(usize, u64)>>,
     /// When the topic "temporary" was made and deleted: event before, event after.
     pub(super) temporary: Vec<(bool, usize, usize)>,
 }
@@ -75,13 +75,42 @@ impl Truth {
         sent.filter(|sent| sent.acked_at.is_some_and(|at| at <= event)).count() as u64
     }
 
+    /// Notes where the queues of a store begin, at an event that is no later. What is seen next after an
+    /// event is what may be gone at that event.
+    pub(super) fn note_firsts(&mut self, store: &Store, event: usize) {
+        for (topic, id) in self.queues.keys() {
+            let queue = store.topic(topic).and_then(|topic| topic.queue(*id));
+            let Some(first) = queue.map(|queue| queue.min_offset()) else { continue };
+            let noted = self.firsts.entry((topic.clone(), *id)).or_default();
+            match noted.last_mut().filter(|(_, last)| *last == first) {
+                Some((seen, _)) => *seen = event,
+                None => noted.push((event, first)),
+            }
+        }
+    }
+
+    /// Lets every message be gone from the front of its queue.
+    pub(super) fn forget_firsts(&mut self) {
+        for queue in self.queues.keys() {
+            self.firsts.insert(queue.clone(), vec![(0, u64::MAX)]);
+        }
+    }
+
+    /// The first offset that had to be there at an event.
+    fn first(&self, queue: &(String, u32), event: usize) -> u64 {
+        let noted = self.firsts.get(queue).map_or(&[][..], Vec::as_slice);
+        let after = noted.partition_point(|(at, _)| *at < event);
+        noted.get(after).or(noted.last()).map_or(0, |(_, first)| *first)
+    }
+
     /// Holds a store against what had been acknowledged at an event of its disk.
     pub(super) fn check(&self, store: &Store, event: usize) -> Found {
         let mut found = Found::default();
-        for ((topic, queue), sent) in &self.queues {
+        for (key, sent) in &self.queues {
+            let (topic, queue) = key;
             let wanted = sent.iter().take_while(|s| s.acked_at.is_some_and(|at| at <= event));
             let wanted = wanted.count() as u64;
-            let first = self.firsts.get(&(topic.clone(), *queue)).copied().unwrap_or(0);
+            let first = self.first(key, event);
             match store.topic(topic).and_then(|topic| topic.queue(*queue)) {
                 Some(queue) => found.hold(store, &queue, sent, first, wanted),
                 None if wanted > 0 => {

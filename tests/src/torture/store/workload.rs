@@ -61,6 +61,7 @@ impl Workload {
 
     /// Does one thing, by chance. An error is what a client would be told.
     pub(super) fn step(&mut self) -> Result<(), String> {
+        self.note_firsts();
         match self.rng.u32(..100) {
             0..70 => self.append(),
             70..88 => self.commit(),
@@ -89,11 +90,7 @@ impl Workload {
     }
 
     fn note_firsts(&mut self) {
-        for (topic, queue) in self.truth.queues.keys() {
-            let first = self.store.topic(topic).and_then(|topic| topic.queue(*queue));
-            let first = first.map_or(0, |queue| queue.min_offset());
-            self.truth.firsts.insert((topic.clone(), *queue), first);
-        }
+        self.truth.note_firsts(&self.store, self.disk.events());
     }
 
     /// Appends a few messages to one queue, and mostly waits for them where that is what their topic
