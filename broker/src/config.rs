@@ -123,7 +123,8 @@ pub enum AppendPath {
 pub struct TransferConfig {
     /// Which path sends a range.
     pub mode: TransferMode,
-    /// Threads that read cold ranges into memory.
+    /// Threads that read cold ranges into memory. With 0 the threads that serve sockets wait for the
+    /// disk themselves, and everyone they serve waits with them.
     pub io_threads: usize,
     /// Congestion control of data connections (`cubic`, `reno`, `bbr`); `None` leaves the system's.
     #[serde(with = "human")]

@@ -111,7 +111,7 @@ pub(crate) fn plan_read(
             if entry.end() > visible || (wanted && (over || plan.ranges.len() >= RANGES_MAX)) {
                 return Ok(plan);
             }
-            if wanted {
+            if wanted && !plan.extend(entry) {
                 let segment = find(&segments, entry.position);
                 let segment = segment.ok_or(ReadError::OutOfRange { min, max })?;
                 plan.add(segment, entry, tail_from)?;
@@ -140,6 +140,20 @@ pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io
 }
 
 impl ReadPlan {
+    /// Adds an entry whose record adjoins the last one's; `false` if it does not.
+    fn extend(&mut self, entry: &Entry) -> bool {
+        let Some(last) = self.ranges.last_mut() else { return false };
+        let adjoins =
+            last.position + last.len == entry.position && entry.end() <= last.segment.filled_end();
+        if adjoins {
+            last.len += u64::from(entry.size);
+            self.bytes += u64::from(entry.size);
+            self.records += 1;
+        }
+        adjoins
+    }
+
+    /// Adds an entry as a range of its own.
     fn add(&mut self, segment: &Arc<Segment>, entry: &Entry, tail_from: u64) -> io::Result<()> {
         // An index entry is only a view; whatever it says, no byte that is not a record is sent.
         if entry.end() > segment.filled_end() {
@@ -149,20 +163,12 @@ impl ReadPlan {
         let len = u64::from(entry.size);
         self.bytes += len;
         self.records += 1;
-        match self.ranges.last_mut() {
-            Some(last)
-                if last.position + last.len == entry.position
-                    && Arc::ptr_eq(&last.segment, segment) =>
-            {
-                last.len += len;
-            }
-            _ => self.ranges.push(Range {
-                segment: segment.clone(),
-                position: entry.position,
-                len,
-                is_tail: entry.position >= tail_from,
-            }),
-        }
+        self.ranges.push(Range {
+            segment: segment.clone(),
+            position: entry.position,
+            len,
+            is_tail: entry.position >= tail_from,
+        });
         Ok(())
     }
 }

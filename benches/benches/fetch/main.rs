@@ -1,13 +1,6 @@
 //! Every way a fetch can leave a real broker process, over loopback: `cargo bench --bench fetch`.
 //!
-//! The report goes to `target/longwire-bench`: `fetch.html`, `fetch.md`, `fetch.svg` (its main plot),
-//! `fetch.json` (one object per cell) and `fetch-run.json` (conditions, references, marks).
-//!
-//! `--quick` runs fewer and shorter cases. `--copy` has the clients copy what they receive instead of
-//! dropping it in the kernel. `--save` also writes `docs/benchmarks/fetch.md` and, its main plot,
-//! `docs/images/fetch.svg`.
-//! `--only TEXT` runs the cases whose description contains it; marks then lack figures.
-//! `--set KEY=VALUE` is a setting for every broker. It fails where a report is not complete, never on a figure.
+//! `--help` says what it takes and what it leaves.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod answer;
@@ -47,6 +40,21 @@ use store::ArmBroker;
 /// loopback and makes `sendfile` several times slower.
 const CONGESTION_CONTROL: &str = "cubic";
 
+const USAGE: &str = "\
+Every way a fetch can leave a real broker process, over loopback
+
+Usage: cargo bench --bench fetch -- [OPTIONS]
+
+  --quick          Fewer and shorter cases
+  --copy           Clients copy what they receive instead of dropping it in the kernel
+  --only TEXT      Only cases whose description contains it; marks then lack figures
+  --set KEY=VALUE  A setting for every broker
+  --save           Also write docs/benchmarks/fetch.md and docs/images/fetch.svg
+
+The report goes to target/longwire-bench: fetch.html, fetch.md, fetch.svg (its main plot), fetch.json
+(one object per cell) and fetch-run.json (conditions, references, marks).
+It fails where the report is not complete, never on a figure.";
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,6 +67,10 @@ fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let has = |flag: &str| env::args().any(|arg| arg == flag);
+    if has("--help") || has("-h") {
+        println!("{USAGE}");
+        return Ok(());
+    }
     let quick = has("--quick");
     let began = Instant::now();
     let folder = target_folder().join("longwire-bench");

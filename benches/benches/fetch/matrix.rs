@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A way of sending: a `transfer.mode` of the broker.
+/// A way of sending: a `transfer.mode` of the broker. The single paths are taken as other brokers take
+/// them, by the threads that serve sockets, without asking whether the disk has to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Arm {
@@ -104,7 +105,7 @@ impl Case {
         self
     }
 
-    const fn over(mut self, connections: usize) -> Case {
+    pub(crate) const fn over(mut self, connections: usize) -> Case {
         self.connections = connections;
         self
     }
@@ -126,8 +127,9 @@ const MIB: usize = 1024 * KIB;
 
 /// The stream that the marks for CPU per GB and for throughput are about.
 pub(crate) const STREAM: Case = Case::hot(Layout::Contiguous, MIB).streaming();
-/// Scattered records of 1 KiB of a thousand queues.
-pub(crate) const SCATTERED: Case = Case::hot(Layout::Thousand, 64 * KIB);
+/// Scattered records of 1 KiB of a thousand queues, over so many connections that the broker is busy:
+/// else a fetch's own cost, the same on every path, hides in part what the records cost.
+pub(crate) const SCATTERED: Case = Case::hot(Layout::Thousand, 64 * KIB).over(16);
 /// One small record at the tail, alone and beside a catch-up reader.
 pub(crate) const NEWEST: Case = Case::hot(Layout::Tail, KIB);
 pub(crate) const NEWEST_BESIDE: Case = NEWEST.beside_catch_up();

@@ -14,7 +14,7 @@ use crate::events::{Method, SYSCALLS};
 use crate::matrix::{Beside, Case, Layout, Residency};
 use crate::pinning::Pinning;
 use crate::process::Counters;
-use crate::store::{ArmBroker, Sizes, evict};
+use crate::store::{ArmBroker, Sizes};
 
 /// Fetches of the run in which system calls are counted, and the most bytes of it.
 const COUNTED_FETCHES: u64 = 200;
@@ -130,7 +130,8 @@ impl Plan<'_> {
         Ok(Sample { outcome, used, beside: (0, 0) })
     }
 
-    /// While another connection reads history that is evicted each time it has been gone through.
+    /// For as long as another connection takes to read evicted history once. It is not evicted again
+    /// meanwhile: that would hold up a core for milliseconds, which no consumer does.
     fn sample_beside(
         &self,
         broker: &mut ArmBroker,
@@ -147,25 +148,18 @@ impl Plan<'_> {
         };
         let mut reader = self.start(broker, &history)?;
         let slots = broker.records(&self.sizes, history.layout).slots(history.size);
-        let (pid, done) = (broker.running().pid(), AtomicBool::new(false));
-        let (folder, done) = (broker.folder(), &done);
+        let (pid, done) = (broker.running().pid(), &AtomicBool::new(false));
         client.run(case, |_, took| took < self.moment / 4)?;
         std::thread::scope(|scope| {
             let reading = scope.spawn(move || {
                 self.pinning.consume();
-                let mut read = (0, 0);
-                while !done.load(Relaxed) {
-                    let more = |begun, _| begun < slots && !done.load(Relaxed);
-                    let outcome = reader.run(&history, more)?;
-                    read = (read.0 + outcome.fetches, read.1 + outcome.bytes);
-                    evict(&folder, self.sizes.history_end())?;
-                }
-                io::Result::Ok(read)
+                let outcome = reader.run(&history, |begun, _| begun < slots);
+                done.store(true, Relaxed);
+                outcome.map(|outcome| (outcome.fetches, outcome.bytes))
             });
             let before = Counters::of(pid)?;
-            let outcome = client.run(case, |_, took| took < self.moment);
+            let outcome = client.run(case, |_, _| !done.load(Relaxed));
             let used = Counters::of(pid)?.since(before);
-            done.store(true, Relaxed);
             let beside = reading.join().map_err(|_| io::Error::other("the reader failed"))??;
             Ok(Sample { outcome: outcome?, used, beside })
         })

@@ -43,7 +43,7 @@ pub(crate) struct Sizes {
 }
 
 pub(crate) const FULL: Sizes =
-    Sizes { contiguous: 256, ten: 64, mixed: 96, thousand: 192, tail: 72 };
+    Sizes { contiguous: 512, ten: 64, mixed: 96, thousand: 192, tail: 72 };
 pub(crate) const QUICK: Sizes =
     Sizes { contiguous: 64, ten: 16, mixed: 24, thousand: 72, tail: 68 };
 
@@ -178,6 +178,7 @@ fn command(folder: &Path, arm: Arm) -> BrokerCommand {
     BrokerCommand::new(folder)
         .set(SEGMENT)
         .set(format!("transfer.mode={}", arm.name()))
+        .set(format!("transfer.io_threads={}", if arm == Arm::Adaptive { 4 } else { 0 }))
         .set(format!("transfer.congestion_control={}", crate::CONGESTION_CONTROL))
 }
 
@@ -288,7 +289,7 @@ fn copy(from: &Path, to: &Path, sync: bool) -> io::Result<()> {
 
 /// Drops a store's segments that begin below position `end` from the page cache. Returns the share of pages asked for afterwards that
 /// were still there; asking for all would read them back in.
-pub(crate) fn evict(folder: &Path, end: u64) -> io::Result<f64> {
+fn evict(folder: &Path, end: u64) -> io::Result<f64> {
     const ASKED: u64 = 4;
     let (mut asked, mut resident) = (0, 0);
     for entry in fs::read_dir(folder.join("commitlog"))? {

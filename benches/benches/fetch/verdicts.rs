@@ -55,6 +55,11 @@ pub(crate) fn verdicts(cells: Cells<'_>, reference: &Reference, parked: &Parked)
     let faster = ratio(STREAM, Arm::Buffered, "MB/s", |cell| cell.mb_per_s);
     judge("streaming: throughput, of buffered's, at least 1.5", faster, |x| x >= 1.5);
     let each = ratio(SCATTERED, Arm::Sendfile, "ms/GB", per_gb);
+    let alone = ratio(SCATTERED.over(1), Arm::Sendfile, "ms/GB", per_gb);
+    let each = each.map(|(figure, text)| match &alone {
+        Some((_, alone)) => (figure, format!("{text}; one connection: {alone}")),
+        None => (figure, text),
+    });
     judge("1,000 queues: CPU, of one sendfile per record's, at most 0.25", each, |x| x <= 0.25);
     let scattered = ratio(SCATTERED, Arm::Buffered, "ms/GB", per_gb);
     judge("1,000 queues: CPU, of buffered's, at most 1", scattered, |x| x <= 1.0);
@@ -82,7 +87,7 @@ fn beside(cells: Cells<'_>) -> Option<(f64, String)> {
     let (factor_here, alone, with) = factor(Arm::Adaptive)?;
     let (forced, ..) = factor(Arm::Sendfile)?;
     let text = format!(
-        "{factor_here:.2} ({with:.0} / {alone:.0} us); {forced:.2} where sendfile is forced"
+        "{factor_here:.2} ({with:.0} / {alone:.0} us); {forced:.2} where sendfile is forced on the threads that serve sockets"
     );
     Some((factor_here, text))
 }

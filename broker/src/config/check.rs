@@ -68,7 +68,7 @@ impl Config {
 
     fn check_transfer_and_limits(&self, found: &mut Findings) {
         let (transfer, limits) = (&self.transfer, &self.limits);
-        found.within("transfer.io_threads", transfer.io_threads, 1, 256);
+        found.within("transfer.io_threads", transfer.io_threads, 0, 256);
         for (field, bytes) in [
             ("transfer.send_buffer_bytes", transfer.send_buffer_bytes),
             ("transfer.notsent_lowat_bytes", transfer.notsent_lowat_bytes),

@@ -82,6 +82,7 @@ impl Turn {
     }
 
     async fn write_all(&mut self) -> io::Result<()> {
+        let mut turn_bytes = 0;
         while self.has_next() {
             let plane = &self.connection.plane;
             let limits = &plane.state.config.limits;
@@ -93,7 +94,7 @@ impl Turn {
                 let mode = plane.state.config.transfer.mode;
                 let pipe = &self.connection.pipe;
                 let transfer = Transfer::new(socket, mode, pipe, &plane.pool, &plane.state.metrics);
-                transfer.send(&response.head, &response.ranges).await?;
+                transfer.send(&response.head, &response.ranges, &mut turn_bytes).await?;
             } else {
                 let sent = socket.write(|_| self.send_heads()).await?;
                 self.advance(sent);
