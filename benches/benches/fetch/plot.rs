@@ -29,6 +29,8 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 468.0;
 const TOP: f64 = 62.0;
 const BOTTOM: f64 = 268.0;
+/// Bars of which the highest is so many times the lowest are drawn on a logarithmic axis.
+const FAR_APART: f64 = 50.0;
 
 /// Figures of each arm over fetch sizes, both axes logarithmic.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ pub(crate) struct Lines {
     pub(crate) series: Vec<(Arm, Vec<(usize, f64)>)>,
 }
 
-/// Figures of each arm in a few cases, from 0.
+/// Figures of each arm in a few cases: from 0, or logarithmic where they are too far apart for that.
 #[derive(Debug)]
 pub(crate) struct Bars {
     pub(crate) title: String,
@@ -120,17 +122,31 @@ impl Bars {
             self.groups.iter().flat_map(|group| group.bars.iter().map(|bar| bar.0)).collect();
         arms.sort_unstable();
         arms.dedup();
-        let mut svg = begin(&self.title, &self.figure, &arms, false);
         let bars = || self.groups.iter().flat_map(|group| &group.bars);
-        let high = bars().fold(0.0_f64, |high, bar| high.max(bar.1)) * 1.05;
+        let (low, high) =
+            bars().filter(|bar| bar.1 > 0.0).fold((f64::INFINITY, 0.0_f64), |(low, high), bar| {
+                (low.min(bar.1), high.max(bar.1 * 1.05))
+            });
+        let far_apart = high / low > FAR_APART;
+        let note = if far_apart { ", logarithmic" } else { "" };
+        let mut svg = begin(&self.title, &format!("{}{note}", self.figure), &arms, false);
         if high <= 0.0 {
             return svg + "</svg>";
         }
-        let y = |figure: f64| BOTTOM - figure / high * (BOTTOM - TOP);
+        let base = if far_apart { 10_f64.powf(low.log10().floor()) } else { 0.0 };
+        let y = |figure: f64| {
+            let part = match far_apart {
+                true => (figure.max(base) / base).ln() / (high / base).ln(),
+                false => figure / high,
+            };
+            BOTTOM - part * (BOTTOM - TOP)
+        };
         let step = steps(high);
-        for nth in 0..=(high / step) as usize {
-            horizontal(&mut svg, y(nth as f64 * step), nth as f64 * step);
-        }
+        let ticks = match far_apart {
+            true => decades(base, high),
+            false => (0..=(high / step) as usize).map(|nth| nth as f64 * step).collect(),
+        };
+        ticks.iter().for_each(|tick| horizontal(&mut svg, y(*tick), *tick));
         let wide = (RIGHT - LEFT) / self.groups.len() as f64;
         for (at, Group { labels, bars }) in self.groups.iter().enumerate() {
             let left = LEFT + wide * (at as f64 + 0.1);
