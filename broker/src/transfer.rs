@@ -45,13 +45,10 @@ const SENDFILE_BYTES_MIN: usize = 64 << 10;
 /// take 11 us so and 18 as slices of their own; at 4 KiB the difference is gone.
 const SLICE_BYTES_MIN: usize = 4 << 10;
 
-/// Most bytes of one call, and so of one turn on the runtime thread: an uncapped `sendfile` to a
-/// consumer that keeps up held its thread for 13 to 88 ms.
+/// Most bytes of one call, and what a connection sends before it lets the others of its thread go
+/// first: an uncapped `sendfile` to a consumer that keeps up held its thread for 13 to 88 ms, and calls
+/// without a pause, to a socket that always took them, kept a fetch at the tail waiting for 0.8 ms.
 const CALL_BYTES_MAX: usize = 512 << 10;
-
-/// After so many bytes a connection lets the others of its thread go first. One that always had more
-/// to send, and a socket that always took it, kept a fetch at the tail waiting for up to 0.8 ms.
-const TURN_BYTES_MAX: usize = 512 << 10;
 
 /// Sends frames to one socket.
 #[derive(Debug)]
@@ -122,7 +119,7 @@ impl<'a> Transfer<'a> {
             self.metrics.sent(step.path, body as u64);
             warmth.advance(body);
             *turn_bytes += body;
-            if *turn_bytes >= TURN_BYTES_MAX {
+            if *turn_bytes >= CALL_BYTES_MAX {
                 *turn_bytes = 0;
                 tokio::task::yield_now().await;
             } else {

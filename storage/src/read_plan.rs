@@ -111,10 +111,14 @@ pub(crate) fn plan_read(
             if entry.end() > visible || (wanted && (over || plan.ranges.len() >= RANGES_MAX)) {
                 return Ok(plan);
             }
-            if wanted && !plan.extend(entry) {
-                let segment = find(&segments, entry.position);
-                let segment = segment.ok_or(ReadError::OutOfRange { min, max })?;
-                plan.add(segment, entry, tail_from)?;
+            if wanted {
+                if !plan.extend(entry) {
+                    let segment = find(&segments, entry.position);
+                    let segment = segment.ok_or(ReadError::OutOfRange { min, max })?;
+                    plan.begin(segment, entry, tail_from)?;
+                }
+                plan.bytes += u64::from(entry.size);
+                plan.records += 1;
             }
             plan.next_offset += 1;
         }
@@ -140,33 +144,28 @@ pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io
 }
 
 impl ReadPlan {
-    /// Adds an entry whose record adjoins the last one's; `false` if it does not.
+    /// Lets the last range go on with a record that adjoins it; `false` if it does not.
     fn extend(&mut self, entry: &Entry) -> bool {
         let Some(last) = self.ranges.last_mut() else { return false };
         let adjoins =
             last.position + last.len == entry.position && entry.end() <= last.segment.filled_end();
         if adjoins {
             last.len += u64::from(entry.size);
-            self.bytes += u64::from(entry.size);
-            self.records += 1;
         }
         adjoins
     }
 
-    /// Adds an entry as a range of its own.
-    fn add(&mut self, segment: &Arc<Segment>, entry: &Entry, tail_from: u64) -> io::Result<()> {
+    /// Begins a range with a record.
+    fn begin(&mut self, segment: &Arc<Segment>, entry: &Entry, tail_from: u64) -> io::Result<()> {
         // An index entry is only a view; whatever it says, no byte that is not a record is sent.
         if entry.end() > segment.filled_end() {
             let text = format!("index entry at position {} leads past the log", entry.position);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        let len = u64::from(entry.size);
-        self.bytes += len;
-        self.records += 1;
         self.ranges.push(Range {
             segment: segment.clone(),
             position: entry.position,
-            len,
+            len: entry.size.into(),
             is_tail: entry.position >= tail_from,
         });
         Ok(())

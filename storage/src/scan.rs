@@ -133,9 +133,14 @@ pub(crate) fn is_blank(bytes: &[u8], remaining: u64) -> bool {
     u32::try_from(remaining).is_ok_and(|remaining| bytes.starts_with(&write_blank(remaining)))
 }
 
+/// What a segment is looked through with: no more than it needs, and longer than what two steps share.
+fn search_buffer(segment: &SegmentFile) -> Vec<u8> {
+    vec![0; SEARCH_STEP_BYTES.min((segment.bytes as usize).max(4096))]
+}
+
 /// Whether nothing but zeros stands from a position to the segment's end.
 pub(crate) fn is_zero_from(segment: &SegmentFile, from: u64) -> io::Result<bool> {
-    let mut buffer = vec![0; SEARCH_STEP_BYTES.min((segment.bytes as usize).max(4096))];
+    let mut buffer = search_buffer(segment);
     for range in segment.file.data_ranges(from - segment.base)? {
         for at in range.clone().step_by(buffer.len()) {
             let step = buffer.len().min((range.end - at) as usize);
@@ -152,7 +157,7 @@ pub(crate) fn is_zero_from(segment: &SegmentFile, from: u64) -> io::Result<bool>
 pub(crate) fn find_record(segment: &SegmentFile, from: u64) -> io::Result<Option<u64>> {
     let finders = MAGICS.map(|magic| memmem::Finder::new(&magic).into_owned());
     let from = from - segment.base;
-    let mut buffer = vec![0; SEARCH_STEP_BYTES.min((segment.bytes as usize).max(4096))];
+    let mut buffer = search_buffer(segment);
     for range in segment.file.data_ranges(from)? {
         // A record can begin with the zeros of its size; a magic number can lie across two steps.
         let begin = range.start.saturating_sub(MAGIC_AT as u64).max(from);

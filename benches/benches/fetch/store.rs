@@ -175,11 +175,11 @@ pub(crate) fn prepare(
 }
 
 fn command(folder: &Path, arm: Arm) -> BrokerCommand {
-    BrokerCommand::new(folder)
+    let command = BrokerCommand::new(folder)
         .set(SEGMENT)
         .set(format!("transfer.mode={}", arm.name()))
-        .set(format!("transfer.io_threads={}", if arm == Arm::Adaptive { 4 } else { 0 }))
-        .set(format!("transfer.congestion_control={}", crate::CONGESTION_CONTROL))
+        .set(format!("transfer.congestion_control={}", crate::CONGESTION_CONTROL));
+    if arm == Arm::Adaptive { command } else { command.set("transfer.io_threads=0") }
 }
 
 fn fill(broker: &BrokerProcess, sizes: &Sizes) {

@@ -24,9 +24,6 @@ use crate::metrics::Metrics;
 /// How much is read in at a time: long enough for a disk, short enough to share the pool fairly.
 const LOAD_BYTES: usize = 1 << 20;
 
-/// The most of it in one call: kernels that do not preempt themselves keep a core for as long.
-const CALL_BYTES: usize = 128 << 10;
-
 /// Distance between the probes of one piece, and the size of one read: what the kernel evicts or
 /// reads ahead at a time is no larger.
 const PROBE_BYTES: usize = 256 << 10;
@@ -172,7 +169,7 @@ impl Warmth {
             let window = LOAD_BYTES.min(rest.body() - self.known);
             if !are_resident(next.clone(), &pool.vouched) {
                 let begun = Instant::now();
-                pool.run(load(next, pool.sink.clone())).await??;
+                pool.run(load(next, pool)).await??;
                 metrics.cold_wait(begun.elapsed());
                 self.cold = true;
             }
@@ -195,8 +192,7 @@ impl Warmth {
             if are_resident(next.clone(), &pool.vouched) {
                 self.known += window;
             } else {
-                let load = load(next, pool.sink.clone());
-                self.loading = pool.try_start(load).map(|load| (load, window));
+                self.loading = pool.try_start(load(next, pool)).map(|load| (load, window));
             }
         }
     }
@@ -216,8 +212,9 @@ fn give_way() {
 /// Reads pieces into memory. It waits for the disk, so it runs on the pool.
 fn load(
     pieces: Pieces<'_>,
-    sink: Option<Arc<File>>,
-) -> impl FnOnce() -> io::Result<()> + Send + 'static {
+    pool: &IoPool,
+) -> impl FnOnce() -> io::Result<()> + Send + use<> + 'static {
+    let sink = pool.sink.clone();
     let pieces: Vec<(Range, usize, usize)> =
         pieces.map(|piece| (piece.range.clone(), piece.at, piece.len)).collect();
     move || {
@@ -236,7 +233,7 @@ fn reference(range: &Range, at: usize, len: usize, sink: &File) -> io::Result<()
     let mut offset = range.file_offset() + at as u64;
     let end = offset + len as u64;
     while offset < end {
-        let left = CALL_BYTES.min((end - offset) as usize);
+        let left = PROBE_BYTES.min((end - offset) as usize);
         if rustix::fs::sendfile(sink, range.file(), Some(&mut offset), left)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
