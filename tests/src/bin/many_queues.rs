@@ -43,6 +43,9 @@ async fn main() -> ExitCode {
                 }
             };
             let outcome = run.go(folder.path()).await;
+            // The next run's log goes to the memory this one's had: on a virtual machine, pages that
+            // were never touched cost several times as much.
+            let _ = std::fs::remove_dir_all(folder.path().join("commitlog"));
             folders.push(folder);
             if best.as_ref().is_none_or(|best| second(&outcome) < second(best)) {
                 *best = Some(outcome);
