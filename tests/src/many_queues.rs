@@ -1,5 +1,6 @@
 //! One broker with a number of queues, all of them produced to and consumed at the same time.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,11 +83,11 @@ impl Run {
         let client = Client::connect(broker.control()).await.expect("a client");
         let topics = self.create_topics(&client).await;
         let mut outcome = Outcome::default();
-        self.pass(&broker, &topics, &mut outcome).await;
+        self.pass(folder, &broker, &topics, &mut outcome).await;
         outcome.stop = broker.stop();
         let broker = command.start();
         outcome.restart = broker.ready_after;
-        self.pass(&broker, &topics, &mut outcome).await;
+        self.pass(folder, &broker, &topics, &mut outcome).await;
         broker.kill();
         let broker = command.start();
         outcome.restart_after_kill = broker.ready_after;
@@ -94,13 +95,20 @@ impl Run {
         outcome
     }
 
-    async fn pass(self, broker: &BrokerProcess, topics: &[Arc<str>], outcome: &mut Outcome) {
+    async fn pass(
+        self,
+        folder: &Path,
+        broker: &BrokerProcess,
+        topics: &[Arc<str>],
+        outcome: &mut Outcome,
+    ) {
         let client = Client::connect(broker.control()).await.expect("a client");
         let mut consumer = client.consumer().group(GROUP).auto_commit(None);
         for topic in topics {
             consumer = consumer.subscribe(topic.clone(), TagFilter::all());
         }
         let consumer = consumer.build().await.expect("a consumer");
+        warm_memory(folder, self.messages() * (self.body_bytes as u64 + 256));
         let before = [broker.pid(), std::process::id()].map(cpu);
         let began = Instant::now();
         let first_offset = outcome.passes.len() as u64 * self.messages_per_queue;
@@ -180,6 +188,19 @@ impl Run {
         consumer.commit().await.expect("the offsets of all queues are committed");
         (received, began.elapsed())
     }
+}
+
+/// Has the host of a virtual machine hand out memory for what is going to be written. It takes free
+/// memory back after a while, and a page it has to find anew costs several times what the copy to it
+/// does; a run that begins later than another would pay for that.
+fn warm_memory(folder: &Path, bytes: u64) {
+    let path = folder.join("warm");
+    let mut file = std::fs::File::create(&path).expect("a file");
+    let chunk = vec![1; 1 << 20];
+    for _ in 0..bytes.div_ceil(1 << 20) {
+        file.write_all(&chunk).expect("room for a file as large as the log");
+    }
+    std::fs::remove_file(&path).expect("the file is gone");
 }
 
 /// What the threads of a process have spent of the processors.
