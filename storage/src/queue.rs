@@ -118,6 +118,11 @@ impl Topic {
         Vec::clone(&self.queues.load())
     }
 
+    /// All of its queues, in the order of their numbers, as one value that is not copied.
+    pub fn queue_table(&self) -> Arc<Vec<Arc<Queue>>> {
+        self.queues.load_full()
+    }
+
     /// Whether it is one of Longwire's own.
     pub fn is_system(&self) -> bool {
         is_system_topic(&self.name)

@@ -173,6 +173,17 @@ impl ReadPlan {
 }
 
 impl Range {
+    /// Takes in `next` if it goes on where this range ends; `false` if it does not.
+    pub fn join(&mut self, next: &Range) -> bool {
+        let adjoins = self.position + self.len == next.position
+            && Arc::ptr_eq(&self.segment, &next.segment)
+            && self.is_tail == next.is_tail;
+        if adjoins {
+            self.len += next.len;
+        }
+        adjoins
+    }
+
     /// How many bytes it has.
     #[allow(clippy::len_without_is_empty, reason = "a range has at least one record")]
     pub fn len(&self) -> usize {

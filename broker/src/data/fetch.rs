@@ -33,6 +33,8 @@ pub(super) struct Fetch {
 struct WantedTopic {
     /// `None` where there is none of that name.
     topic: Option<Arc<Topic>>,
+    /// The topic's queues by number.
+    queues: Arc<Vec<Arc<Queue>>>,
     filter: TagFilter,
 }
 
@@ -40,7 +42,8 @@ struct WantedTopic {
 struct WantedQueue {
     /// Which of `topics` it belongs to.
     topic: usize,
-    queue: Result<Arc<Queue>, ErrorCode>,
+    /// Its number in the topic.
+    queue: Result<usize, ErrorCode>,
     /// The offset asked for.
     from: u64,
     /// Where the next look begins: past what the filter has left out so far.
@@ -107,10 +110,12 @@ impl Fetch {
         let mut queues = Vec::with_capacity(count);
         for asked in &request.topics {
             let topic = store.topic(&asked.topic);
+            let table = topic.as_ref().map(|topic| topic.queue_table());
             queues.extend(asked.queues.iter().map(|queue| WantedQueue {
                 topic: topics.len(),
-                queue: match &topic {
-                    Some(topic) => topic.queue(queue.queue).ok_or(ErrorCode::UnknownQueue),
+                queue: match &table {
+                    Some(table) if (queue.queue as usize) < table.len() => Ok(queue.queue as usize),
+                    Some(_) => Err(ErrorCode::UnknownQueue),
                     None => Err(ErrorCode::UnknownTopic),
                 },
                 from: queue.offset,
@@ -124,7 +129,7 @@ impl Fetch {
                 [] => TagFilter::All,
                 hashes => TagFilter::Hashes(hashes.into()),
             };
-            topics.push(WantedTopic { topic, filter });
+            topics.push(WantedTopic { topic, queues: table.unwrap_or_default(), filter });
         }
         let bytes_max = u64::from(request.max_bytes).min(FETCH_BYTES_MAX as u64);
         Ok(Fetch { correlation_id, bytes_max, topics, queues })
@@ -144,11 +149,12 @@ impl Fetch {
                 break;
             }
             let wanted = &mut self.queues[index];
+            let topic = &self.topics[wanted.topic];
             let number = index as u32;
-            let queue = match &wanted.queue {
-                Ok(queue) => queue,
+            let queue = match wanted.queue {
+                Ok(queue) => &topic.queues[queue],
                 Err(code) => {
-                    found.refuse(number, *code, wanted.next);
+                    found.refuse(number, code, wanted.next);
                     continue;
                 }
             };
@@ -156,8 +162,7 @@ impl Fetch {
                 continue;
             }
             let bytes_max = left.min(wanted.bytes_max);
-            let filter = &self.topics[wanted.topic].filter;
-            match store.plan_read(queue, wanted.next, bytes_max, filter, how) {
+            match store.plan_read(queue, wanted.next, bytes_max, &topic.filter, how) {
                 Ok(plan) if plan.records == 0 => wanted.next = plan.next_offset,
                 // A single record may be larger than what is left; then it waits for the next fetch.
                 Ok(plan) if found.bytes > 0 && plan.bytes > left => {}
@@ -181,7 +186,7 @@ impl Fetch {
         plan: OwnedSemaphorePermit,
     ) {
         for (number, wanted) in (0_u32..).zip(&self.queues) {
-            if let Ok(queue) = &wanted.queue
+            if let Some(queue) = self.queue(wanted)
                 && wanted.next > wanted.from
                 && !found.results.iter().any(|result| result.index == number)
             {
@@ -227,7 +232,11 @@ impl Fetch {
 
     /// The queues there are, and the offsets wanted of them.
     pub(super) fn queues(&self) -> impl Iterator<Item = (&Arc<Queue>, u64)> {
-        self.queues.iter().filter_map(|wanted| Some((wanted.queue.as_ref().ok()?, wanted.next)))
+        self.queues.iter().filter_map(|wanted| Some((self.queue(wanted)?, wanted.next)))
+    }
+
+    fn queue(&self, wanted: &WantedQueue) -> Option<&Arc<Queue>> {
+        Some(&self.topics[wanted.topic].queues[wanted.queue.ok()?])
     }
 }
 
@@ -256,11 +265,15 @@ impl Found {
             min_offset: plan.min_offset,
             max_offset: plan.max_offset,
         });
-        if self.ranges.is_empty() {
-            self.ranges = plan.ranges;
-        } else {
-            self.ranges.extend(plan.ranges);
+        // Queues that are produced to one after the other often lie side by side in the log.
+        let mut ranges = plan.ranges.into_iter();
+        if let Some(last) = self.ranges.last_mut()
+            && let Some(first) = ranges.next()
+            && !last.join(&first)
+        {
+            self.ranges.push(first);
         }
+        self.ranges.extend(ranges);
     }
 
     fn refuse(&mut self, index: u32, code: ErrorCode, next_offset: u64) {
