@@ -8,7 +8,7 @@ use longwire_proto::data::{FetchQueue, FetchRequest, FetchResponse, FetchResult,
 use longwire_proto::limits::{FRAME_HEADER_BYTES_MAX, QUEUES_PER_FETCH_MAX};
 
 use super::chunk::{Chunk, Source};
-use super::queues::{Key, Queues};
+use super::queues::{Key, Queues, Wanted};
 use super::received::Received;
 use crate::{Error, ErrorKind};
 
@@ -47,15 +47,10 @@ pub(super) enum Next {
 /// A fetch and what it was made from.
 #[derive(Debug)]
 pub(super) struct Plan {
-    entries: Vec<Entry>,
+    entries: Vec<Wanted>,
     share_bytes: usize,
-}
-
-#[derive(Debug)]
-struct Entry {
-    key: Key,
-    source: Arc<Source>,
-    offset: u64,
+    /// The last change of epochs before it was made.
+    last_change: u64,
 }
 
 /// A chunk that is being handed out from.
@@ -77,10 +72,7 @@ pub(super) enum Reset {
 impl Queues {
     /// Plans the next fetch.
     pub(super) fn plan(&mut self, limits: &FetchLimits) -> Next {
-        while self.wanting.front().is_some_and(|key| self.state_of(*key).is_none()) {
-            self.wanting.pop_front();
-        }
-        if self.wanting.is_empty() {
+        if !self.wants() {
             return Next::Wait;
         }
         // One is kept free, so that a changed queue need not wait for a parked fetch.
@@ -119,20 +111,13 @@ impl Queues {
         self.buffered_bytes + self.reserved_bytes <= bytes
     }
 
-    fn state_of(&self, key: Key) -> Option<&super::queues::QueueState> {
-        self.states.get(&key.0).filter(|state| state.epoch == key.1)
-    }
-
     fn gather(&mut self, queues_max: usize, share_bytes: usize) -> Plan {
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut entries: Vec<Wanted> = Vec::with_capacity(queues_max.min(self.wanting.len()));
         let mut header_bytes = 64;
         while entries.len() < queues_max
-            && let Some(key) = self.wanting.pop_front()
+            && let Some(wanted) = self.wanting.pop_front()
         {
-            let Some(state) = self.state_of(key) else {
-                continue;
-            };
-            let source = &state.source;
+            let source = &wanted.source;
             let topic_bytes = match entries.last() {
                 Some(last) if is_same(&last.source.name.topic, &source.name.topic) => 0,
                 _ => {
@@ -142,92 +127,99 @@ impl Queues {
             };
             header_bytes += topic_bytes + QUEUE_HEADER_BYTES;
             if header_bytes > FRAME_HEADER_BYTES_MAX && !entries.is_empty() {
-                self.wanting.push_front(key);
+                self.wanting.push_front(wanted);
                 break;
             }
-            entries.push(Entry { key, source: source.clone(), offset: state.next_fetch });
+            entries.push(wanted);
         }
         // Neighbours of one topic name it once.
-        let topic = |entry: &Entry| entry.source.name.topic.clone();
+        let topic = |entry: &Wanted| entry.source.name.topic.clone();
         if !entries.is_sorted_by(|a, b| {
             let [a, b] = [&a.source.name.topic, &b.source.name.topic];
             Arc::ptr_eq(a, b) || a <= b
         }) {
             entries.sort_by_cached_key(topic);
         }
-        Plan { entries, share_bytes }
+        Plan { entries, share_bytes, last_change: self.last_change }
     }
 
     /// Takes in the answer to a fetch. An error means that it makes no sense; its queues are left
     /// alone for a while.
     pub(super) fn arrived(
         &mut self,
-        plan: Plan,
+        mut plan: Plan,
         response: FetchResponse,
         body: &Bytes,
         reset: Reset,
     ) -> Result<(), Error> {
+        if let Err(error) = check(&plan, &response, body) {
+            self.missed(plan, true);
+            return Err(error);
+        }
+        let mut at = 0;
+        let mut delayed = vec![false; plan.entries.len()];
+        for result in &response.results {
+            let bytes = at..at + result.bytes as usize;
+            at = bytes.end;
+            let index = result.index as usize;
+            let Some(wanted) = plan.entries.get_mut(index) else {
+                continue;
+            };
+            if self.current(wanted.key).is_some() {
+                delayed[index] = !self.settle(wanted, result, body.slice(bytes), reset);
+            }
+        }
+        self.finished(&plan);
+        for (wanted, delayed) in plan.entries.into_iter().zip(delayed) {
+            if delayed {
+                self.delayed.push(wanted);
+            } else {
+                self.wanting.push_back(wanted);
+            }
+        }
+        Ok(())
+    }
+
+    /// A fetch is no longer outstanding.
+    fn finished(&mut self, plan: &Plan) {
         self.outstanding -= 1;
         self.reserved_bytes -= plan.share_bytes;
-        let checked = check(&plan, &response, body);
-        let delayed_before = self.delayed.len();
-        let mut at = 0;
-        if checked.is_ok() {
-            for result in &response.results {
-                let bytes = at..at + result.bytes as usize;
-                at = bytes.end;
-                let Some(entry) = plan.entries.get(result.index as usize) else {
-                    continue;
-                };
-                if self.current(entry.key).is_some() {
-                    self.settle(entry, result, body.slice(bytes), reset);
-                }
-            }
-        }
-        for entry in plan.entries {
-            if checked.is_err() {
-                self.delayed.push(entry.key);
-            } else if !self.delayed[delayed_before..].contains(&entry.key) {
-                self.want(entry.key);
-            }
-        }
-        checked
+        self.stale |= plan.last_change != self.last_change;
     }
 
     /// A fetch brought no answer; its queues are fetched again, after a pause if `delayed`.
     pub(super) fn missed(&mut self, plan: Plan, delayed: bool) {
-        self.outstanding -= 1;
-        self.reserved_bytes -= plan.share_bytes;
-        for entry in plan.entries {
-            if delayed {
-                self.delayed.push(entry.key);
-            } else {
-                self.want(entry.key);
-            }
-        }
-    }
-
-    fn want(&mut self, key: Key) {
-        if self.current(key).is_some() {
-            self.wanting.push_back(key);
+        self.finished(&plan);
+        if delayed {
+            self.delayed.extend(plan.entries);
+        } else {
+            self.wanting.extend(plan.entries);
         }
     }
 
     /// The pause of delayed queues is over.
     pub(super) fn undelay(&mut self) {
-        for key in std::mem::take(&mut self.delayed) {
-            self.want(key);
-        }
+        self.wanting.extend(self.delayed.drain(..));
     }
 
-    fn settle(&mut self, entry: &Entry, result: &FetchResult, bytes: Bytes, reset: Reset) {
-        let name = &entry.source.name;
+    /// Takes in what there is of one queue, and where it goes on. `false` if it is to be left alone
+    /// for a while.
+    fn settle(
+        &mut self,
+        wanted: &mut Wanted,
+        result: &FetchResult,
+        bytes: Bytes,
+        reset: Reset,
+    ) -> bool {
+        let name = &wanted.source.name;
+        if result.code == 0 {
+            self.extend(wanted, bytes, result.next_offset);
+            return true;
+        }
         let Some(code) = ErrorCode::from_number(result.code) else {
-            if result.code == 0 {
-                return self.extend(entry, bytes, result.next_offset);
-            }
-            let what = format!("fetching from queue {name} at offset {}", entry.offset);
-            return self.halt(entry.key.0, Error::refused(result.code, what));
+            let what = format!("fetching from queue {name} at offset {}", wanted.offset);
+            self.halt(wanted.key.0, Error::refused(result.code, what));
+            return true;
         };
         match code {
             ErrorCode::OffsetOutOfRange => {
@@ -235,61 +227,57 @@ impl Queues {
                     Reset::Earliest => result.min_offset,
                     Reset::Latest => result.max_offset,
                 };
-                tracing::warn!(queue = %name, offset = entry.offset, min = result.min_offset,
+                tracing::warn!(queue = %name, offset = wanted.offset, min = result.min_offset,
                     max = result.max_offset, to, "the offset is out of range; going on elsewhere");
-                self.jump(entry.key, to);
+                self.jump(wanted, to);
             }
             code if code.is_retriable() || code == ErrorCode::Internal => {
                 tracing::warn!(queue = %name, %code, "fetching again after a pause");
-                self.delayed.push(entry.key);
+                return false;
             }
             code => {
-                let what = format!("fetching from queue {name} at offset {}", entry.offset);
+                let what = format!("fetching from queue {name} at offset {}", wanted.offset);
                 let error = Error::refused(code.number(), what);
-                self.halt(entry.key.0, error.with_record(name.clone(), entry.offset));
+                self.halt(wanted.key.0, error.with_record(name.clone(), wanted.offset));
             }
         }
+        true
     }
 
     /// Adds what was fetched behind what there is.
-    fn extend(&mut self, entry: &Entry, bytes: Bytes, next_offset: u64) {
-        let Some(state) = self.current(entry.key) else {
+    fn extend(&mut self, wanted: &mut Wanted, bytes: Bytes, next_offset: u64) {
+        let key = wanted.key;
+        let Some(state) = self.current(key) else {
             return;
         };
-        state.next_fetch = next_offset;
+        let offset = std::mem::replace(&mut wanted.offset, next_offset);
         if !bytes.is_empty() {
             let buffered = bytes.len();
-            state.chunks.push_back(Chunk::new(bytes, entry.offset, next_offset));
+            state.chunks.push_back(Chunk::new(bytes, offset, next_offset));
+            if !std::mem::replace(&mut state.listed, true) {
+                self.ready.push_back(key);
+            }
             self.buffered_bytes += buffered;
-            self.list(entry.key);
         } else if let Some(last) = state.chunks.back_mut() {
             last.extend_to(next_offset);
         } else if state.listed {
             state.chunks.push_back(Chunk::new(bytes, next_offset, next_offset));
-        } else if next_offset != entry.offset {
-            self.passed_over(entry.key.0, next_offset);
+        } else if next_offset != offset {
+            self.passed_over(key.0, next_offset);
         }
     }
 
     /// Goes on at `offset` after what there is.
-    fn jump(&mut self, key: Key, offset: u64) {
+    fn jump(&mut self, wanted: &mut Wanted, offset: u64) {
+        let key = wanted.key;
         let Some(state) = self.current(key) else {
             return;
         };
-        state.next_fetch = offset;
+        wanted.offset = offset;
         if state.listed {
             state.chunks.push_back(Chunk::new(Bytes::new(), offset, offset));
         } else {
             self.passed_over(key.0, offset);
-        }
-    }
-
-    fn list(&mut self, key: Key) {
-        if let Some(state) = self.current(key)
-            && !state.listed
-        {
-            state.listed = true;
-            self.ready.push_back(key);
         }
     }
 
@@ -383,7 +371,7 @@ fn is_same(a: &Arc<str>, b: &Arc<str>) -> bool {
 fn check(plan: &Plan, response: &FetchResponse, body: &Bytes) -> Result<(), Error> {
     let wrong = |what: &str| Err(Error::new(ErrorKind::Protocol, format!("a fetch answer {what}")));
     let mut bytes = 0_usize;
-    let mut open: Vec<Option<&Entry>> = plan.entries.iter().map(Some).collect();
+    let mut open: Vec<Option<&Wanted>> = plan.entries.iter().map(Some).collect();
     for result in &response.results {
         let Some(entry) = open.get_mut(result.index as usize).and_then(Option::take) else {
             return wrong("is about a queue that was not asked for, or twice about one");

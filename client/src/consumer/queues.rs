@@ -53,9 +53,13 @@ pub(super) struct Queues {
     unsaved: HashMap<TopicQueue, u64>,
     last_number: u64,
     /// To be fetched, the longest waiting first.
-    pub(super) wanting: VecDeque<Key>,
+    pub(super) wanting: VecDeque<Wanted>,
     /// To be fetched after a pause.
-    pub(super) delayed: Vec<Key>,
+    pub(super) delayed: Vec<Wanted>,
+    /// The last epoch that ended another: those that began before may be over.
+    pub(super) last_change: u64,
+    /// Some that are wanted, or delayed, may be of an epoch that is over.
+    pub(super) stale: bool,
     /// With fetched records, in the order in which they are handed out.
     pub(super) ready: VecDeque<Key>,
     /// With messages handed out since the last call of the application.
@@ -73,13 +77,21 @@ pub(super) struct Queues {
     dirty: bool,
 }
 
+/// A queue to be fetched. It has all a fetch needs: of thousands of queues, most find nothing new
+/// most of the time, and their states are left alone.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) key: Key,
+    pub(super) source: Arc<Source>,
+    /// The offset to ask for.
+    pub(super) offset: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct QueueState {
     pub(super) source: Arc<Source>,
     pub(super) epoch: u64,
     held: Option<Hold>,
-    /// The offset to ask for next.
-    pub(super) next_fetch: u64,
     pub(super) chunks: VecDeque<Chunk>,
     /// In `ready`, or just being handed out from.
     pub(super) listed: bool,
@@ -124,10 +136,9 @@ impl Queues {
         }
         let (id, epoch) = (self.number(), self.number());
         let state = QueueState {
-            source,
+            source: source.clone(),
             epoch,
             held: None,
-            next_fetch: start.offset,
             chunks: VecDeque::new(),
             listed: false,
             handed: start.offset,
@@ -143,7 +154,7 @@ impl Queues {
         self.dirty |= start.committed != Some(start.offset);
         self.ids.insert(start.queue, id);
         self.states.insert(id, state);
-        self.wanting.push_back((id, epoch));
+        self.wanting.push_back(Wanted { key: (id, epoch), source, offset: start.offset });
     }
 
     /// Stops handing out messages of every queue that `keep` does not want.
@@ -195,6 +206,7 @@ impl Queues {
         self.buffered_bytes -= dropped;
         state.epoch = epoch;
         state.listed = false;
+        (self.last_change, self.stale) = (epoch, true);
         Some(state)
     }
 
@@ -211,13 +223,11 @@ impl Queues {
         let Some(state) = self.detach(id) else {
             return Ok(());
         };
-        (state.next_fetch, state.handed, state.done) = (offset, offset, offset);
+        (state.handed, state.done) = (offset, offset);
         state.held = state.held.filter(|hold| *hold == Hold::Paused);
-        let (held, key) = (state.held, (id, state.epoch));
+        let wanted = state.wanted(id);
+        self.wanting.extend(wanted);
         self.dirty = true;
-        if held.is_none() {
-            self.wanting.push_back(key);
-        }
         Ok(())
     }
 
@@ -229,7 +239,6 @@ impl Queues {
         }
         if let Some(state) = self.detach(id) {
             state.held = Some(Hold::Paused);
-            state.next_fetch = state.handed;
         }
     }
 
@@ -241,7 +250,7 @@ impl Queues {
         };
         if state.held == Some(Hold::Paused) {
             state.held = None;
-            self.wanting.push_back((id, state.epoch));
+            self.wanting.extend(state.wanted(id));
         }
     }
 
@@ -353,7 +362,16 @@ impl Queues {
         self.ids.contains_key(queue)
     }
 
-    pub(super) fn wants(&self) -> bool {
+    /// Whether there is a queue to fetch from.
+    pub(super) fn wants(&mut self) -> bool {
+        if std::mem::take(&mut self.stale) {
+            let states = &self.states;
+            let is_current = |wanted: &Wanted| {
+                states.get(&wanted.key.0).is_some_and(|state| state.epoch == wanted.key.1)
+            };
+            self.wanting.retain(is_current);
+            self.delayed.retain(is_current);
+        }
         !self.wanting.is_empty()
     }
 
@@ -368,6 +386,12 @@ impl Queues {
 }
 
 impl QueueState {
+    /// What to fetch where nothing has been fetched, unless the queue is held.
+    fn wanted(&self, id: QueueId) -> Option<Wanted> {
+        let source = self.source.clone();
+        self.held.is_none().then_some(Wanted { key: (id, self.epoch), source, offset: self.handed })
+    }
+
     /// Whether something was handed out that is not committed.
     fn is_unsaved(&self) -> bool {
         self.begun && self.committed != Some(self.handed)

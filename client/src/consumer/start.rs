@@ -65,8 +65,10 @@ impl Shared {
         Ok(offsets.map(|o| (TopicQueue::new(o.topic, o.queue), o.offset)).collect())
     }
 
-    /// Takes on queues.
-    pub(super) fn assign(&self, starts: Vec<Start>) {
+    /// Takes on queues. Neighbours are fetched together: the request names their topic once, and
+    /// who produced to one after the other has put their records side by side.
+    pub(super) fn assign(&self, mut starts: Vec<Start>) {
+        starts.sort_by(|a, b| a.queue.cmp(&b.queue));
         let mut queues = self.queues.lock();
         for start in starts {
             let source = self.config.source(&start.queue);

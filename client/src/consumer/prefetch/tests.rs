@@ -164,6 +164,33 @@ fn many_small_fetches_are_packed_anew() {
 }
 
 #[test]
+fn a_queue_that_changes_while_a_fetch_asks_for_it_is_fetched_once_from_its_new_place() {
+    let queue = TopicQueue::new("t", 1);
+    let asked = |queues: &mut Queues| -> Vec<(u32, u64)> {
+        let plans = fetches(queues, &LIMITS);
+        let queues = plans.iter().flat_map(|plan| plan.request().topics.remove(0).queues);
+        queues.map(|queue| (queue.queue, queue.offset)).collect()
+    };
+    for delayed in [false, true] {
+        let mut queues = queues(2);
+        let outstanding = fetches(&mut queues, &LIMITS).remove(0);
+        queues.seek(&queue, 7).unwrap();
+        queues.seek(&queue, 9).unwrap();
+        queues.missed(outstanding, delayed);
+        queues.undelay();
+        let mut next = asked(&mut queues);
+        next.sort_unstable();
+        assert_eq!(next, [(0, 0), (1, 9)]);
+    }
+    let mut queues = queues(2);
+    queues.pause(&queue);
+    assert_eq!(asked(&mut queues), [(0, 0)]);
+    assert!(!queues.wants());
+    queues.resume(&queue);
+    assert_eq!(asked(&mut queues), [(1, 0)]);
+}
+
+#[test]
 fn an_answer_that_contradicts_its_fetch_is_refused_and_asked_for_again() {
     let bytes = Bytes::from(record(0, 0));
     let len = bytes.len();
