@@ -11,6 +11,7 @@ mod frame;
 mod lane;
 mod schedule;
 mod sender;
+mod spares;
 mod topics;
 
 use std::net::SocketAddr;
@@ -34,6 +35,7 @@ use batch::{Placed, SealedBatch};
 use builder::Config;
 use lane::{Lane, Pace};
 use schedule::Schedule;
+use spares::Spares;
 use topics::Topics;
 
 /// Sends messages. Made by [`Client::producer`]; cheap to clone, and all clones share one buffer and
@@ -77,9 +79,14 @@ struct Shared {
     config: Config,
     topics: Topics,
     schedule: Schedule,
+    spares: Spares,
     /// The free bytes of the buffer.
     buffer: Semaphore,
     frames_in_flight: AtomicUsize,
+    /// How much of the buffer the frames in flight take.
+    bytes_in_flight: AtomicUsize,
+    /// Somebody flushes: what is ready does not wait to grow.
+    hurried: AtomicBool,
     closed: AtomicBool,
     origin: Mutex<Origin>,
     /// The first failure since the last flush.
@@ -105,7 +112,10 @@ impl Producer {
             config,
             topics: Topics::default(),
             schedule: Schedule::default(),
+            spares: Spares::default(),
             frames_in_flight: AtomicUsize::new(0),
+            bytes_in_flight: AtomicUsize::new(0),
+            hurried: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             failure: Mutex::new(None),
             unreachable: Mutex::new(None),
@@ -231,6 +241,8 @@ impl Shared {
         match self.buffer.try_acquire_many(reserved as u32) {
             Ok(permit) => permit.forget(),
             Err(_) => {
+                // It is crowded.
+                self.schedule.wake.notify_one();
                 let permit = self.buffer.acquire_many(reserved as u32).await;
                 permit.map_err(|_| closed())?.forget();
             }
@@ -273,7 +285,13 @@ impl Shared {
         };
         let durability = message.durability.unwrap_or(self.config.durability);
         let appended = lane
-            .append(&draft, durability, (room.record_bytes, room.reserved), &self.pace())
+            .append(
+                &draft,
+                durability,
+                (room.record_bytes, room.reserved),
+                &self.pace(),
+                &self.spares,
+            )
             .map_err(|error| Error::invalid(format!("a message to {}: {error}", message.topic)))?;
         room.reserved = 0;
         self.schedule.apply(lane, appended.change);
@@ -294,6 +312,7 @@ impl Shared {
 
     /// Nothing waits any longer than it must. Returns the last undecided batch of every lane.
     fn hurry(&self) -> Vec<Arc<batch::Batch>> {
+        self.hurried.store(true, Ordering::Relaxed);
         let lanes = self.topics.lanes();
         let hurried = lanes.iter().filter_map(|lane| {
             let (last, change) = lane.hurry();
@@ -333,9 +352,10 @@ impl Shared {
         counted.map(|bytes| self.schedule.uncount(bytes)).is_some()
     }
 
-    /// Whether the buffer is so full that what is in it can hardly grow.
+    /// Whether the buffer is so full of what waits that this can hardly grow.
     fn is_crowded(&self) -> bool {
-        self.buffer.available_permits() < self.config.buffer_bytes_max / 16
+        let in_flight = self.bytes_in_flight.load(Ordering::Relaxed);
+        self.buffer.available_permits() + in_flight < self.config.buffer_bytes_max / 16
     }
 
     fn is_empty(&self) -> bool {

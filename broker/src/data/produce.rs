@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use longwire_proto::ErrorCode;
 use longwire_proto::data::{self, response_header};
 use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
-use longwire_proto::{ErrorCode, name};
+use longwire_proto::name::is_system_topic;
 use longwire_storage::{self as storage, AppendError, Durability, Extent, Queue};
 use longwire_storage::{QueueRun, RecordRun, RunError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
@@ -38,14 +39,17 @@ pub(super) async fn handle(
         Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
     };
     let mut found = Vec::with_capacity(request.runs.len());
-    // The topic of the last run; the next one is often of the same.
-    let mut topic: Option<Arc<Topic>> = None;
+    // The topic of the last run: that of the next one too where it names none.
+    let (mut name, mut topic): (&str, Option<Arc<Topic>>) = ("", None);
     for run in &request.runs {
         let bytes = body.split_to(run.bytes as usize);
-        if topic.as_ref().is_none_or(|topic| **topic.name() != *run.topic) {
-            topic = state.store.topic(&run.topic);
+        if !run.topic.is_empty() {
+            name = &run.topic;
         }
-        found.push(find(connection, run, topic.as_ref(), bytes).await);
+        if topic.as_ref().is_none_or(|topic| **topic.name() != *name) {
+            topic = state.store.topic(name);
+        }
+        found.push(find(connection, (name, run.queue), topic.as_ref(), bytes).await);
     }
     let mut runs = append(connection, found).await;
     let mut flush_end = None;
@@ -100,21 +104,21 @@ type Appended = Result<(Vec<Extent>, Durability), Refusal>;
 
 async fn find(
     connection: &Arc<Connection>,
-    run: &data::ProduceRun,
+    (name, queue): (&str, u32),
     topic: Option<&Arc<Topic>>,
     bytes: BytesMut,
 ) -> Result<Found, Refusal> {
     let state = &connection.plane.state;
-    if name::is_system_topic(&run.topic) {
-        let message = format!("topic {:?} belongs to Longwire", run.topic);
+    if is_system_topic(name) {
+        let message = format!("topic {name:?} belongs to Longwire");
         return Err(Refusal::new(ErrorCode::SystemTopic, message));
     }
     let topic = match topic {
         Some(topic) => topic.clone(),
-        None => Box::pin(state.topic_or_create(&run.topic)).await?,
+        None => Box::pin(state.topic_or_create(name)).await?,
     };
-    let Some(queue) = topic.queue(run.queue) else {
-        let message = format!("topic {:?} has no queue {}", run.topic, run.queue);
+    let Some(queue) = topic.queue(queue) else {
+        let message = format!("topic {name:?} has no queue {queue}");
         return Err(Refusal::new(ErrorCode::UnknownQueue, message));
     };
     Ok(Found { queue, durability: topic.durability(), bytes })

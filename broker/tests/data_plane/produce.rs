@@ -135,6 +135,32 @@ fn a_run_that_fails_does_not_harm_the_others() {
 }
 
 #[test]
+fn a_run_without_a_topic_is_of_the_topic_before() {
+    let broker = TestBroker::start();
+    let mut client = Client::connect(broker.addr());
+    let records = [("t", 0), ("t", 1), ("u", 0), ("u", 1)].map(|(t, q)| records(t, q, &["x"]));
+    let bytes = records[0].len() as u32;
+    let run = |(topic, queue): (&str, u32)| ProduceRun { topic: topic.into(), queue, bytes };
+    let runs = [("t", 0), ("", 1), ("u", 0), ("", 1)].map(run).to_vec();
+    let request = ProduceRequest { durability: Durability::Write.into(), runs };
+    let Response::Produce(answer) = client.call(Request::Produce(request), &records.concat())
+    else {
+        panic!()
+    };
+    assert!(answer.results.iter().all(|result| result.code == 0), "{answer:?}");
+    for (topic, queue) in [("t", 0), ("t", 1), ("u", 0), ("u", 1)] {
+        client.assert_queue_holds(topic, queue, 1 << 20, &["x"]);
+    }
+
+    let runs = vec![ProduceRun { topic: String::new(), queue: 0, bytes }];
+    let request = ProduceRequest { durability: 0, runs };
+    let Response::Produce(answer) = client.call(Request::Produce(request), &records[0]) else {
+        panic!()
+    };
+    assert_eq!(answer.results[0].code, ErrorCode::InvalidName.number(), "there is none before");
+}
+
+#[test]
 fn hundreds_of_refusals_fit_into_one_answer() {
     let broker = TestBroker::start();
     let mut client = Client::connect(broker.addr());

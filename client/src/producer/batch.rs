@@ -8,9 +8,13 @@ use bytes::Bytes;
 use longwire_proto::data::Extent;
 use longwire_proto::record::{EncodeError, RecordDraft};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::message::{AckLevel, Durability, Receipt};
 use crate::{Error, ErrorKind};
+
+/// Where in a batch each record begins. A batch of a few needs no allocation for them.
+pub(super) type Starts = SmallVec<[u32; 8]>;
 
 /// What all deliveries of a batch share: its fate, once that is known.
 #[derive(Debug)]
@@ -26,8 +30,7 @@ pub(super) struct Batch {
 pub(super) struct Placed {
     pub(super) level: AckLevel,
     pub(super) extents: Vec<Extent>,
-    /// Where in the batch each record begins.
-    pub(super) starts: Vec<u32>,
+    pub(super) starts: Starts,
 }
 
 impl Batch {
@@ -109,7 +112,7 @@ impl Batch {
 pub(super) struct OpenBatch {
     pub(super) batch: Arc<Batch>,
     pub(super) bytes: Vec<u8>,
-    pub(super) starts: Vec<u32>,
+    pub(super) starts: Starts,
     pub(super) durability: Durability,
     /// Bytes of the producer's buffer taken for it, given back when it is decided.
     pub(super) reserved: usize,
@@ -117,11 +120,16 @@ pub(super) struct OpenBatch {
 }
 
 impl OpenBatch {
-    pub(super) fn new(topic: &Arc<str>, queue: u32, durability: Durability, room: usize) -> Self {
+    pub(super) fn new(
+        topic: &Arc<str>,
+        queue: u32,
+        durability: Durability,
+        bytes: Vec<u8>,
+    ) -> Self {
         OpenBatch {
             batch: Arc::new(Batch::new(topic.clone(), queue)),
-            bytes: Vec::with_capacity(room),
-            starts: Vec::new(),
+            bytes,
+            starts: Starts::new(),
             durability,
             reserved: 0,
             created: Instant::now(),
@@ -160,7 +168,7 @@ impl OpenBatch {
 pub(super) struct SealedBatch {
     pub(super) batch: Arc<Batch>,
     pub(super) bytes: Bytes,
-    pub(super) starts: Vec<u32>,
+    pub(super) starts: Starts,
     pub(super) durability: Durability,
     pub(super) reserved: usize,
     pub(super) created: Instant,

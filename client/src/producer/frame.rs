@@ -14,6 +14,7 @@ use longwire_proto::limits::{FRAME_HEADER_BYTES_MAX, RUNS_PER_PRODUCE_MAX};
 use super::Shared;
 use super::batch::{Placed, SealedBatch};
 use super::lane::{Lane, Taken};
+use super::schedule::RUN_BYTES_GOOD;
 use crate::backoff::Backoff;
 use crate::connection::{Answer, Reply};
 use crate::message::{AckLevel, Durability};
@@ -31,11 +32,20 @@ pub(super) struct Frame {
     pub(super) reply: Box<ProduceReply>,
 }
 
+impl Frame {
+    /// Whether it has as many runs as a frame may, and they are so small that they should have waited.
+    pub(super) fn has_small_runs(&self) -> bool {
+        let bytes: usize = self.body.iter().map(Bytes::len).sum();
+        self.body.len() == RUNS_PER_PRODUCE_MAX && bytes < RUNS_PER_PRODUCE_MAX * RUN_BYTES_GOOD
+    }
+}
+
 /// Takes what is ready, up to what one frame holds; all of one durability.
 pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
     let created_before = now.checked_sub(shared.config.delivery_timeout);
     let bytes_goal = FRAME_BYTES_GOAL.min(shared.origin.lock().record_bytes_max);
-    let mut batches: Vec<(Arc<Lane>, SealedBatch)> = Vec::new();
+    let lanes = shared.schedule.ready_lanes().min(RUNS_PER_PRODUCE_MAX);
+    let mut batches: Vec<(Arc<Lane>, SealedBatch)> = Vec::with_capacity(lanes);
     let (mut bytes, mut header_bytes) = (0, RUN_HEADER_BYTES);
     let mut durability = None;
     while batches.len() < RUNS_PER_PRODUCE_MAX
@@ -68,14 +78,24 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
         }
     }
     let durability = durability?;
+    let mut last = "";
     let runs = batches.iter().map(|(lane, batch)| ProduceRun {
-        topic: lane.head.name.to_string(),
+        // Neighbours of one topic name it once.
+        topic: match &*lane.head.name {
+            topic if topic == last => String::new(),
+            topic => {
+                last = topic;
+                topic.to_owned()
+            }
+        },
         queue: lane.queue,
         bytes: batch.bytes.len() as u32,
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
     let body = batches.iter().map(|(_, batch)| batch.bytes.clone()).collect();
-    let reply = Box::new(ProduceReply { shared: shared.clone(), batches });
+    let reserved = batches.iter().map(|(_, batch)| batch.reserved).sum();
+    shared.bytes_in_flight.fetch_add(reserved, Relaxed);
+    let reply = Box::new(ProduceReply { shared: shared.clone(), batches, reserved });
     Some(Frame { request, body, reply })
 }
 
@@ -83,12 +103,15 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
 pub(super) struct ProduceReply {
     shared: Arc<Shared>,
     batches: Vec<(Arc<Lane>, SealedBatch)>,
+    /// Bytes of the producer's buffer taken for them.
+    reserved: usize,
 }
 
 impl Reply for ProduceReply {
     fn complete(self: Box<Self>, answer: Result<Answer, Error>) {
-        let ProduceReply { shared, batches } = *self;
+        let ProduceReply { shared, batches, reserved } = *self;
         shared.frames_in_flight.fetch_sub(1, Relaxed);
+        shared.bytes_in_flight.fetch_sub(reserved, Relaxed);
         match answer.and_then(|answer| results(answer, batches.len())) {
             Ok(results) => {
                 for ((lane, batch), result) in batches.into_iter().zip(results) {
@@ -129,6 +152,7 @@ fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: Pro
             let starts = std::mem::take(&mut batch.starts);
             let placed = Placed { level, extents: result.extents, starts };
             shared.decide(&batch, Ok(placed));
+            shared.spares.put(batch.bytes);
             shared.schedule.apply(lane, lane.finish(&shared.pace()));
         }
         _ => {

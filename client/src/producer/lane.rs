@@ -12,6 +12,7 @@ use longwire_proto::record::{EncodeError, RecordDraft};
 use parking_lot::Mutex;
 
 use super::batch::{Batch, OpenBatch, SealedBatch};
+use super::spares::Spares;
 use crate::message::{Durability, TopicQueue};
 
 /// Largest room a new batch begins with; it grows beyond when it is filled.
@@ -51,8 +52,10 @@ pub(super) struct Lane {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Only the last one takes further records.
-    waiting: VecDeque<OpenBatch>,
+    /// Takes further records, and is sent after all others.
+    open: Option<OpenBatch>,
+    /// To be sent before it. Only where there is an open one.
+    complete: VecDeque<OpenBatch>,
     /// To be sent before those waiting.
     again: Option<SealedBatch>,
     in_flight: Option<Arc<Batch>>,
@@ -121,35 +124,33 @@ impl Lane {
         durability: Durability,
         (record_bytes, reserved): (usize, usize),
         pace: &Pace,
+        spares: &Spares,
     ) -> Result<Appended, EncodeError> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let fits = |open: &OpenBatch| {
             open.durability == durability && open.bytes.len() + record_bytes <= pace.batch_bytes_max
         };
-        let new = !state.waiting.back().is_some_and(fits);
-        if new {
-            let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
-            let open = OpenBatch::new(&self.head.name, self.queue, durability, room);
-            state.waiting.push_back(open);
-        }
-        let Some(open) = state.waiting.back_mut() else { unreachable!("pushed above") };
-        let before = open.bytes.len();
-        let index = match open.push(draft, reserved) {
-            Ok(index) => index,
-            Err(error) => {
-                if new {
-                    state.waiting.pop_back();
-                }
-                return Err(error);
+        let (open, index) = match &mut state.open {
+            Some(open) if fits(open) => {
+                let index = open.push(draft, reserved)?;
+                (open, index)
+            }
+            full => {
+                let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
+                let bytes = spares.take(room);
+                let mut next = OpenBatch::new(&self.head.name, self.queue, durability, bytes);
+                let index = next.push(draft, reserved)?;
+                state.complete.extend(full.take());
+                (full.insert(next), index)
             }
         };
-        let added = open.bytes.len() - before;
         let batch = open.batch.clone();
+        let added = open.bytes.len() - open.starts[index as usize] as usize;
         if open.bytes.len() >= pace.batch_bytes_max {
             self.head.leave(self.queue);
         }
-        let first = state.again.is_none() && state.waiting.len() == 1;
+        let first = state.again.is_none() && state.complete.is_empty();
         let change = match state.listed {
             Listed::Ready if first => {
                 state.counted += added;
@@ -164,7 +165,7 @@ impl Lane {
     /// Takes the next batch if `fits` says so of its size and durability.
     pub(super) fn take(&self, fits: impl FnOnce(usize, Durability) -> bool) -> Taken {
         let mut state = self.state.lock();
-        let next = match (&state.again, state.waiting.front()) {
+        let next = match (&state.again, state.first()) {
             (Some(again), _) => Some((again.bytes.len(), again.durability)),
             (None, open) => open.map(|open| (open.bytes.len(), open.durability)),
         };
@@ -173,11 +174,11 @@ impl Lane {
             _ => state.listed = Listed::Nowhere,
         }
         let counted = std::mem::take(&mut state.counted);
-        let batch = state.again.take().or_else(|| state.waiting.pop_front().map(OpenBatch::seal));
+        let batch = state.again.take().or_else(|| state.pop_first().map(OpenBatch::seal));
         let Some(batch) = batch else {
             return Taken::Nothing;
         };
-        state.urgent &= !state.waiting.is_empty();
+        state.urgent &= state.open.is_some();
         state.in_flight = Some(batch.batch.clone());
         state.last_bytes = batch.bytes.len();
         self.head.leave(self.queue);
@@ -213,12 +214,12 @@ impl Lane {
     /// Nothing lingers any longer. Returns the last batch that is not decided.
     pub(super) fn hurry(&self) -> (Option<Arc<Batch>>, Change) {
         let mut state = self.state.lock();
-        let last = match (state.waiting.back(), &state.again) {
+        let last = match (&state.open, &state.again) {
             (Some(open), _) => Some(open.batch.clone()),
             (None, Some(again)) => Some(again.batch.clone()),
             (None, None) => state.in_flight.clone(),
         };
-        state.urgent = !state.waiting.is_empty();
+        state.urgent = state.open.is_some();
         let lingers = state.again.is_none() && matches!(state.listed, Listed::Timed(_));
         let change = if lingers { state.make_ready() } else { Change::Nothing };
         (last, change)
@@ -233,11 +234,11 @@ impl Lane {
             expired.push(again);
         }
         while state.again.is_none()
-            && state.waiting.front().is_some_and(|open| open.created < created_before)
+            && state.first().is_some_and(|first| first.created < created_before)
         {
-            expired.extend(state.waiting.pop_front().map(OpenBatch::seal));
+            expired.extend(state.pop_first().map(OpenBatch::seal));
         }
-        let empty = state.again.is_none() && state.waiting.is_empty();
+        let empty = state.again.is_none() && state.open.is_none();
         if empty {
             state.listed = Listed::Nowhere;
             state.urgent = false;
@@ -247,19 +248,28 @@ impl Lane {
 }
 
 impl State {
+    /// The batch that is to be sent first, apart from `again`.
+    fn first(&self) -> Option<&OpenBatch> {
+        self.complete.front().or(self.open.as_ref())
+    }
+
+    fn pop_first(&mut self) -> Option<OpenBatch> {
+        self.complete.pop_front().or_else(|| self.open.take())
+    }
+
     /// Lists the lane, which is not ready, if it has something to send and nothing in flight.
     fn list(&mut self, pace: &Pace) -> Change {
-        let Some(open) = self.waiting.front() else {
+        let Some(first) = self.first() else {
             return Change::Nothing;
         };
         if self.in_flight.is_some() || self.again.is_some() {
             return Change::Nothing;
         }
-        let complete = self.waiting.len() > 1 || open.bytes.len() >= pace.batch_bytes_max;
+        let complete = !self.complete.is_empty() || first.bytes.len() >= pace.batch_bytes_max;
         if complete || self.urgent || pace.linger.is_zero() {
             return self.make_ready();
         }
-        let at = open.created + pace.linger;
+        let at = first.created + pace.linger;
         if self.listed == Listed::Timed(at) {
             return Change::Nothing;
         }
@@ -269,7 +279,7 @@ impl State {
 
     fn make_ready(&mut self) -> Change {
         let again = self.again.as_ref().map(|again| again.bytes.len());
-        let first = again.or_else(|| self.waiting.front().map(|open| open.bytes.len()));
+        let first = again.or_else(|| self.first().map(|first| first.bytes.len()));
         self.counted = first.unwrap_or_default();
         self.listed = Listed::Ready;
         Change::Ready(self.counted)
@@ -292,7 +302,7 @@ mod tests {
     fn append(lane: &Lane, body: &[u8], durability: Durability, pace: &Pace) -> Appended {
         let draft = RecordDraft { topic: "t", body, ..RecordDraft::default() };
         let bytes = 120 + body.len();
-        lane.append(&draft, durability, (bytes, bytes), pace).unwrap()
+        lane.append(&draft, durability, (bytes, bytes), pace, &Spares::default()).unwrap()
     }
 
     fn take(lane: &Lane) -> Option<SealedBatch> {

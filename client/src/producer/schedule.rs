@@ -14,9 +14,9 @@ use super::lane::{Change, Lane};
 
 /// A frame of so much goes out even though others are in flight.
 const FRAME_BYTES_GOOD: isize = 128 * 1024;
-/// The same for one that is full of batches. Each of those costs client and broker as much as
-/// several records, so where many queues have little each, their batches grow first.
-const RUN_BYTES_GOOD: isize = 3 * 1024;
+/// The same for each batch of one that is full of batches. Each of those costs client and broker as
+/// much as several records, so where many queues have little each, their batches grow first.
+pub(super) const RUN_BYTES_GOOD: usize = 6 * 1024;
 
 /// Holds every lane at most once as ready.
 #[derive(Debug, Default)]
@@ -91,7 +91,12 @@ impl Schedule {
         let bytes = self.ready_bytes.load(Relaxed);
         let lanes = self.ready_lanes();
         bytes >= FRAME_BYTES_GOOD
-            && (lanes < RUNS_PER_PRODUCE_MAX || bytes / lanes as isize >= RUN_BYTES_GOOD)
+            && (lanes < RUNS_PER_PRODUCE_MAX || bytes as usize / lanes >= RUN_BYTES_GOOD)
+    }
+
+    /// Whether the next frame can have as many batches as a frame may.
+    pub(super) fn is_full_of_runs(&self) -> bool {
+        self.ready_lanes() >= RUNS_PER_PRODUCE_MAX
     }
 
     pub(super) fn uncount(&self, bytes: usize) {

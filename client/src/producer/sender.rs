@@ -15,12 +15,17 @@ use crate::{Error, ErrorKind};
 const FRAMES_IN_FLIGHT_MAX: usize = 16;
 /// With so many in flight, a frame waits until it is worth its cost: what is small grows meanwhile.
 const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 2;
+/// Time between two frames that are full of small runs. The more queues there are, the longer each
+/// waits for its turn, and the more it has by then: at most 100 ms with 10,000 queues. Without it, small
+/// runs keep client and broker too busy for larger ones ever to gather.
+const SMALL_RUNS_INTERVAL: Duration = Duration::from_millis(2);
 /// A broker that has not answered for so long is taken for dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs until the producer is closed and nothing is left to send.
 pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
     let mut connection = Some(connection);
+    let mut small_runs_from = None;
     let answer_timeout = ANSWER_TIMEOUT.min(shared.config.delivery_timeout);
     loop {
         let now = Instant::now();
@@ -38,7 +43,7 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
         }
         let mut silent = None;
         if let Some(connection) = &connection {
-            send(&shared, connection, now);
+            send(&shared, connection, now, &mut small_runs_from);
             silent = connection.oldest_unanswered().map(|since| since + answer_timeout);
             if silent.is_some_and(|silent| silent <= now) {
                 let message = format!("the broker has not answered for {answer_timeout:?}");
@@ -47,7 +52,7 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
             }
         }
         let woken = shared.schedule.wake.notified();
-        match [due, silent].into_iter().flatten().min() {
+        match [due, silent, small_runs_from].into_iter().flatten().min() {
             Some(at) => {
                 let _ = tokio::time::timeout_at(at.into(), woken).await;
             }
@@ -57,19 +62,30 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
 }
 
 /// Sends frames while there is something ready and room in flight.
-fn send(shared: &Arc<Shared>, connection: &Connection, now: Instant) {
+fn send(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    now: Instant,
+    small_runs_from: &mut Option<Instant>,
+) {
     let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
     loop {
         let in_flight = shared.frames_in_flight.load(Relaxed);
-        let worth = in_flight < SMALL_FRAMES_IN_FLIGHT_MAX
+        *small_runs_from = small_runs_from.filter(|at| now < *at && !shared.hurried.load(Relaxed));
+        let paused = small_runs_from.is_some() && shared.schedule.is_full_of_runs();
+        let worth = (in_flight < SMALL_FRAMES_IN_FLIGHT_MAX && !paused)
             || shared.schedule.fills_a_frame()
             || shared.is_crowded();
         if in_flight >= most || !worth {
             return;
         }
         let Some(frame) = frame::collect(shared, now) else {
+            shared.hurried.store(false, Relaxed);
             return;
         };
+        if frame.has_small_runs() {
+            *small_runs_from = Some(now + SMALL_RUNS_INTERVAL);
+        }
         shared.frames_in_flight.fetch_add(1, Relaxed);
         connection.submit(Request::Produce(frame.request), frame.body, frame.reply);
     }

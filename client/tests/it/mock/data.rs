@@ -109,7 +109,11 @@ fn produce(
     refuse: Option<ErrorCode>,
 ) -> ProduceResponse {
     let mut results = Vec::new();
+    let mut topic = "";
     for run in &request.runs {
+        if !run.topic.is_empty() {
+            topic = &run.topic;
+        }
         let (mut records, rest) = body.split_at(run.bytes as usize);
         body = rest;
         if let Some(code) = refuse {
@@ -120,11 +124,11 @@ fn produce(
         let mut extents = Vec::new();
         while !records.is_empty() {
             let view = RecordView::parse(records).unwrap();
-            assert_eq!((view.topic(), view.queue()), (&*run.topic, run.queue));
+            assert_eq!((view.topic(), view.queue()), (topic, run.queue));
             view.verify_body().unwrap();
             let (record, rest) = records.split_at(view.size());
             records = rest;
-            let (offset, position) = state.append(&run.topic, run.queue, record.to_vec());
+            let (offset, position) = state.append(topic, run.queue, record.to_vec());
             extents.push(Extent { records: 1, offset, position });
         }
         let level = match request.durability() {
