@@ -16,6 +16,7 @@ use longwire_benches::{conditions, histogram, median, percentiles_us};
 use longwire_broker::{Broker, config::Config};
 use longwire_client::{Client, Durability, Message, NewTopic, Producer, StartAt, TagFilter};
 use longwire_client::{TopicDurability, TopicQueue};
+use longwire_tests::bare_write::bare_write;
 
 const BODY_BYTES: usize = 1024;
 const QUEUES: u32 = 8;
@@ -35,10 +36,12 @@ const QUICK: Sizes =
 
 #[derive(Default)]
 struct Figures {
+    bare_write: [Vec<f64>; 2],
     produced: Vec<f64>,
     consumed: Vec<f64>,
     echo: Vec<[f64; 3]>,
     end_to_end: Vec<[f64; 3]>,
+    written: Vec<[f64; 3]>,
     sync: Vec<[f64; 3]>,
     flushed: Vec<[f64; 3]>,
     in_flight_write: Vec<f64>,
@@ -72,13 +75,20 @@ async fn one_round(dir: &Path, sizes: &Sizes, figures: &mut Figures) {
 
     figures.echo.push(percentiles_us(&echo(sizes.single_messages)));
     figures.end_to_end.push(percentiles_us(&end_to_end(&client, sizes.single_messages).await));
+    let bytes = |messages: usize| (messages * BODY_BYTES * 5 / 4) as u64;
+    for figures in &mut figures.bare_write {
+        figures.push(bare_write(dir, bytes(sizes.bulk_messages)) / 1e6);
+    }
     figures.produced.push(produce(&client, sizes.bulk_messages).await);
     figures.consumed.push(consume(&client, sizes.bulk_messages).await);
     figures.sync.push(percentiles_us(&bare_syncs(dir, sizes.single_messages / 3)));
-    figures.flushed.push(percentiles_us(&flushed(&client, sizes.single_messages / 3).await));
-    let flushed = sizes.flushed_messages;
-    figures.in_flight_write.push(in_flight(&client, Durability::Write, flushed * 5).await);
-    figures.in_flight_flush.push(in_flight(&client, Durability::Flush, flushed * 5).await);
+    let one_by_one = async |topic| one_by_one(&client, topic, sizes.single_messages / 3).await;
+    figures.written.push(percentiles_us(&one_by_one("single").await));
+    figures.flushed.push(percentiles_us(&one_by_one("flushed").await));
+    let messages = sizes.flushed_messages * 5;
+    bare_write(dir, bytes(2 * messages));
+    figures.in_flight_write.push(in_flight(&client, Durability::Write, messages).await);
+    figures.in_flight_flush.push(in_flight(&client, Durability::Flush, messages).await);
     broker.shutdown().await.unwrap();
 }
 
@@ -171,12 +181,12 @@ fn bare_syncs(dir: &Path, count: usize) -> Histogram<u64> {
     latency
 }
 
-async fn flushed(client: &Client, messages: usize) -> Histogram<u64> {
+async fn one_by_one(client: &Client, topic: &'static str, messages: usize) -> Histogram<u64> {
     let producer = client.producer().build().await.unwrap();
     let mut latency = histogram();
     for _ in 0..messages {
         let began = Instant::now();
-        producer.send(message("flushed")).await.unwrap();
+        producer.send(message(topic)).await.unwrap();
         latency.record(began.elapsed().as_nanos() as u64).unwrap();
     }
     latency
@@ -208,12 +218,19 @@ fn report(figures: Figures) {
         println!("{name:44} p50 {p50:8.1}  p99 {p99:8.1}  p99.9 {p999:8.1} us");
     };
     let (produced, consumed) = (median(figures.produced), median(figures.consumed));
+    for (name, figures) in
+        ["memory new to the machine", "memory used before"].iter().zip(figures.bare_write)
+    {
+        let name = format!("bare write, into {name}");
+        println!("{name:44} {:8.0} MB/s", median(figures));
+    }
     println!("{:44} {produced:8.0} MB/s", "produced, durability write");
     println!("{:44} {consumed:8.0} MB/s", "consumed, warm");
     latency("bare TCP echo", &figures.echo);
     latency("end to end, durability write", &figures.end_to_end);
     let ratio = at(&figures.end_to_end, 0) / at(&figures.echo, 0);
     println!("{:44} {ratio:8.2}", "end to end / echo, p50");
+    latency("acknowledged at write, one at a time", &figures.written);
     latency("bare write + fdatasync", &figures.sync);
     latency("acknowledged at flush, one at a time", &figures.flushed);
     let over = at(&figures.flushed, 0) - at(&figures.sync, 0);

@@ -5,6 +5,7 @@
 //! [`broker_process`] runs the real binary, [`history`] holds what was acknowledged against what is
 //! there, [`frame_client`] speaks the data plane frame by frame.
 
+pub mod bare_write;
 pub mod binary;
 pub mod broker_process;
 pub mod frame_client;

@@ -1,12 +1,12 @@
 //! One broker with a number of queues, all of them produced to and consumed at the same time.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longwire_client::{Client, Consumer, Message, NewTopic, TagFilter, TopicDurability};
 
+use crate::bare_write::bare_write;
 use crate::broker_process::{BrokerCommand, BrokerProcess};
 use crate::noise;
 use crate::process_figures::ProcessFigures;
@@ -108,7 +108,7 @@ impl Run {
             consumer = consumer.subscribe(topic.clone(), TagFilter::all());
         }
         let consumer = consumer.build().await.expect("a consumer");
-        warm_memory(folder, self.messages() * (self.body_bytes as u64 + 256));
+        bare_write(folder, self.messages() * (self.body_bytes as u64 + 256));
         let before = [broker.pid(), std::process::id()].map(cpu);
         let began = Instant::now();
         let first_offset = outcome.passes.len() as u64 * self.messages_per_queue;
@@ -188,19 +188,6 @@ impl Run {
         consumer.commit().await.expect("the offsets of all queues are committed");
         (received, began.elapsed())
     }
-}
-
-/// Has the host of a virtual machine hand out memory for what is going to be written. It takes free
-/// memory back after a while, and a page it has to find anew costs several times what the copy to it
-/// does; a run that begins later than another would pay for that.
-fn warm_memory(folder: &Path, bytes: u64) {
-    let path = folder.join("warm");
-    let mut file = std::fs::File::create(&path).expect("a file");
-    let chunk = vec![1; 1 << 20];
-    for _ in 0..bytes.div_ceil(1 << 20) {
-        file.write_all(&chunk).expect("room for a file as large as the log");
-    }
-    std::fs::remove_file(&path).expect("the file is gone");
 }
 
 /// What the threads of a process have spent of the processors.
