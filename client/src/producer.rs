@@ -352,10 +352,21 @@ impl Shared {
         counted.map(|bytes| self.schedule.uncount(bytes)).is_some()
     }
 
+    /// How much of the buffer waits to be sent.
+    fn waiting_bytes(&self) -> usize {
+        let not_waiting =
+            self.buffer.available_permits() + self.bytes_in_flight.load(Ordering::Relaxed);
+        self.config.buffer_bytes_max.saturating_sub(not_waiting)
+    }
+
     /// Whether the buffer is so full of what waits that this can hardly grow.
     fn is_crowded(&self) -> bool {
-        let in_flight = self.bytes_in_flight.load(Ordering::Relaxed);
-        self.buffer.available_permits() + in_flight < self.config.buffer_bytes_max / 16
+        self.waiting_bytes() > self.config.buffer_bytes_max / 16 * 15
+    }
+
+    /// Whether so much waits that whoever enqueues does not wait for answers.
+    fn has_much_waiting(&self) -> bool {
+        self.waiting_bytes() > self.config.buffer_bytes_max / 16
     }
 
     fn is_empty(&self) -> bool {
