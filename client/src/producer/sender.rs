@@ -42,6 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
         if connection.is_none() && shared.schedule.ready_lanes() > 0 {
             connection = reconnect(&shared).await;
         }
+        small_runs_from = small_runs_from.filter(|at| now < *at);
         let mut silent = None;
         if let Some(connection) = &connection {
             send(&shared, connection, now, &mut small_runs_from);
@@ -72,8 +73,8 @@ fn send(
     let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
     loop {
         let in_flight = shared.frames_in_flight.load(Relaxed);
-        *small_runs_from = small_runs_from.filter(|at| now < *at && !shared.hurried.load(Relaxed));
         let paused = small_runs_from.is_some()
+            && !shared.hurried.load(Relaxed)
             && shared.schedule.is_full_of_runs()
             && shared.has_much_waiting();
         let worth = (in_flight < SMALL_FRAMES_IN_FLIGHT_MAX && !paused)
