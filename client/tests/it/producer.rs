@@ -189,6 +189,24 @@ async fn many_queues_travel_in_one_frame_and_linger_is_cut_short_by_flush() {
 }
 
 #[tokio::test]
+async fn without_a_connection_and_with_nothing_to_send_a_producer_rests() {
+    // As many queues as a frame may have runs: the next such frame would have to wait a little.
+    let mock = Mock::start(&[("t", 256)]).await;
+    mock.on_produce(|_| Act::ServeAndDrop);
+    let producer = mock.client().await.producer().linger(Duration::from_secs(60));
+    let producer = producer.retry_unknown(false).build().await.unwrap();
+    for queue in 0..256 {
+        let _dropped = producer.enqueue(Message::new("t", "x").queue(queue)).await.unwrap();
+    }
+    assert!(producer.flush().await.unwrap_err().outcome_unknown());
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let busy = metrics.worker_total_busy_duration(0);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let busy = metrics.worker_total_busy_duration(0) - busy;
+    assert!(busy < Duration::from_millis(150), "busy for {busy:?} of 300 ms");
+}
+
+#[tokio::test]
 async fn large_bodies_are_compressed_with_rocketmqs_flags() {
     let mock = Mock::start(&[("t", 1)]).await;
     let producer =
