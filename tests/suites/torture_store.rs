@@ -75,7 +75,14 @@ fn a_sync_that_is_tried_again_is_caught() {
 
 #[test]
 fn a_log_that_is_cut_at_any_damage_is_caught() {
-    is_caught("truncate-at-any-damage", &["bit-flips", "--cycles", "2000"]);
+    // Each run damages one store, and in about one of ten nothing acknowledged lies where a cut takes
+    // it along.
+    let arguments = ["bit-flips", "--cycles", "2000", "--plant", "truncate-at-any-damage"];
+    let caught = (0..5).any(|_| {
+        let (held, report) = torture(&arguments);
+        !held && report["violations"].as_u64() > Some(0)
+    });
+    assert!(caught, "it went unseen in five stores");
 }
 
 #[test]
