@@ -147,8 +147,7 @@ impl ReadPlan {
     /// Lets the last range go on with a record that adjoins it; `false` if it does not.
     fn extend(&mut self, entry: &Entry) -> bool {
         let Some(last) = self.ranges.last_mut() else { return false };
-        let adjoins =
-            last.position + last.len == entry.position && entry.end() <= last.segment.filled_end();
+        let adjoins = last.end() == entry.position && entry.end() <= last.segment.filled_end();
         if adjoins {
             last.len += u64::from(entry.size);
         }
@@ -175,13 +174,18 @@ impl ReadPlan {
 impl Range {
     /// Takes in `next` if it goes on where this range ends; `false` if it does not.
     pub fn join(&mut self, next: &Range) -> bool {
-        let adjoins = self.position + self.len == next.position
+        let adjoins = self.end() == next.position
             && Arc::ptr_eq(&self.segment, &next.segment)
             && self.is_tail == next.is_tail;
         if adjoins {
             self.len += next.len;
         }
         adjoins
+    }
+
+    /// The position after its last byte.
+    fn end(&self) -> u64 {
+        self.position + self.len
     }
 
     /// How many bytes it has.
@@ -209,7 +213,7 @@ impl Range {
     /// disk: look first.
     pub fn bytes(&self) -> &[u8] {
         // A plan only has complete bytes, so there is always such a slice.
-        self.segment.slice(self.position, self.position + self.len).unwrap_or_default()
+        self.segment.slice(self.position, self.end()).unwrap_or_default()
     }
 
     /// Whether it is near the end of the log and so counts as resident.

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use longwire_benches::conditions;
 use longwire_storage::AppendPath;
-
 use longwire_tests::bare_write::bare_write;
 
 use case::{Closed, Open};

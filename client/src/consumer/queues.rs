@@ -388,8 +388,11 @@ impl Queues {
 impl QueueState {
     /// What to fetch where nothing has been fetched, unless the queue is held.
     fn wanted(&self, id: QueueId) -> Option<Wanted> {
-        let source = self.source.clone();
-        self.held.is_none().then_some(Wanted { key: (id, self.epoch), source, offset: self.handed })
+        self.held.is_none().then(|| Wanted {
+            key: (id, self.epoch),
+            source: self.source.clone(),
+            offset: self.handed,
+        })
     }
 
     /// Whether something was handed out that is not committed.

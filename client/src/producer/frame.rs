@@ -30,14 +30,8 @@ pub(super) struct Frame {
     pub(super) request: ProduceRequest,
     pub(super) body: Vec<Bytes>,
     pub(super) reply: Box<ProduceReply>,
-}
-
-impl Frame {
-    /// Whether it has as many runs as a frame may, and they are so small that they should have waited.
-    pub(super) fn has_small_runs(&self) -> bool {
-        let bytes: usize = self.body.iter().map(Bytes::len).sum();
-        self.body.len() == RUNS_PER_PRODUCE_MAX && bytes < RUNS_PER_PRODUCE_MAX * RUN_BYTES_GOOD
-    }
+    /// It has as many runs as a frame may, and they are so small that they should have waited.
+    pub(super) has_small_runs: bool,
 }
 
 /// Takes what is ready, up to what one frame holds; all of one durability.
@@ -93,10 +87,12 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
     let body = batches.iter().map(|(_, batch)| batch.bytes.clone()).collect();
+    let has_small_runs =
+        batches.len() == RUNS_PER_PRODUCE_MAX && bytes < RUNS_PER_PRODUCE_MAX * RUN_BYTES_GOOD;
     let reserved = batches.iter().map(|(_, batch)| batch.reserved).sum();
     shared.bytes_in_flight.fetch_add(reserved, Relaxed);
     let reply = Box::new(ProduceReply { shared: shared.clone(), batches, reserved });
-    Some(Frame { request, body, reply })
+    Some(Frame { request, body, reply, has_small_runs })
 }
 
 /// Decides the batches of a frame, or has them sent again.

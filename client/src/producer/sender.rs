@@ -87,7 +87,7 @@ fn send(
             shared.hurried.store(false, Relaxed);
             return;
         };
-        if frame.has_small_runs() {
+        if frame.has_small_runs {
             *small_runs_from = Some(now + SMALL_RUNS_INTERVAL);
         }
         shared.frames_in_flight.fetch_add(1, Relaxed);
