@@ -23,8 +23,8 @@ pub(super) type QueueId = u64;
 /// A queue in an epoch.
 pub(super) type Key = (QueueId, u64);
 
-/// Spreads ids, which are counted up here and so need no defence against who chooses them. Each
-/// message looks its queue up several times.
+/// Puts the states of neighbouring queues side by side, as they are mostly looked up in turn, several
+/// times for each message. Ids are counted up here, and need no defence against who chooses them.
 #[derive(Debug, Default)]
 pub(super) struct IdHasher(u64);
 
@@ -38,8 +38,9 @@ impl Hasher for IdHasher {
     }
 
     fn write_u64(&mut self, id: u64) {
-        // 2^64 divided by the golden ratio: neighbours come to lie far apart.
-        self.0 = (self.0 ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // A hash map takes the place from the lowest bits, and from the highest seven a tag by which
+        // it tells entries apart that want the same place.
+        self.0 ^= id ^ (id << 57);
     }
 }
 
@@ -51,7 +52,8 @@ pub(super) struct Queues {
     leaving: HashMap<TopicQueue, QueueId>,
     /// Lost before a commit: how far the application had come there.
     unsaved: HashMap<TopicQueue, u64>,
-    last_number: u64,
+    last_id: QueueId,
+    last_epoch: u64,
     /// To be fetched, the longest waiting first.
     pub(super) wanting: VecDeque<Wanted>,
     /// To be fetched after a pause.
@@ -124,9 +126,9 @@ pub(super) struct Start {
 }
 
 impl Queues {
-    fn number(&mut self) -> u64 {
-        self.last_number += 1;
-        self.last_number
+    fn new_epoch(&mut self) -> u64 {
+        self.last_epoch += 1;
+        self.last_epoch
     }
 
     /// Takes on a queue. One that is assigned already stays as it is.
@@ -134,7 +136,8 @@ impl Queues {
         if self.ids.contains_key(&start.queue) {
             return;
         }
-        let (id, epoch) = (self.number(), self.number());
+        self.last_id += 1;
+        let (id, epoch) = (self.last_id, self.new_epoch());
         let state = QueueState {
             source: source.clone(),
             epoch,
@@ -200,7 +203,7 @@ impl Queues {
 
     /// Drops what was fetched of a queue and makes every outstanding fetch of it void.
     fn detach(&mut self, id: QueueId) -> Option<&mut QueueState> {
-        let epoch = self.number();
+        let epoch = self.new_epoch();
         let state = self.states.get_mut(&id)?;
         let dropped: usize = state.chunks.drain(..).map(|chunk| chunk.bytes_left()).sum();
         self.buffered_bytes -= dropped;

@@ -14,7 +14,7 @@ use crate::message::{AckLevel, Durability, Receipt};
 use crate::{Error, ErrorKind};
 
 /// Where in a batch each record begins. A batch of a few needs no allocation for them.
-pub(super) type Starts = SmallVec<[u32; 8]>;
+pub(super) type Starts = SmallVec<[u32; 16]>;
 
 /// What all deliveries of a batch share: its fate, once that is known.
 #[derive(Debug)]

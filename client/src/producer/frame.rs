@@ -30,7 +30,7 @@ pub(super) struct Frame {
     pub(super) request: ProduceRequest,
     pub(super) body: Vec<Bytes>,
     pub(super) reply: Box<ProduceReply>,
-    /// It has as many runs as a frame may, and they are so small that they should have waited.
+    /// It has several runs, and they are so small that they had better waited.
     pub(super) has_small_runs: bool,
 }
 
@@ -87,8 +87,8 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
     let body = batches.iter().map(|(_, batch)| batch.bytes.clone()).collect();
-    let has_small_runs =
-        batches.len() == RUNS_PER_PRODUCE_MAX && bytes < RUNS_PER_PRODUCE_MAX * RUN_BYTES_GOOD;
+    // What has waited longest is about twice as large as what waits on average.
+    let has_small_runs = batches.len() > 1 && bytes < batches.len() * 2 * RUN_BYTES_GOOD;
     let reserved = batches.iter().map(|(_, batch)| batch.reserved).sum();
     shared.bytes_in_flight.fetch_add(reserved, Relaxed);
     let reply = Box::new(ProduceReply { shared: shared.clone(), batches, reserved });

@@ -14,9 +14,10 @@ use super::lane::{Change, Lane};
 
 /// A frame of so much goes out even though others are in flight.
 const FRAME_BYTES_GOOD: isize = 128 * 1024;
-/// The same for each batch of one that is full of batches. Each of those costs client and broker as
-/// much as several records, so where many queues have little each, their batches grow first.
-pub(super) const RUN_BYTES_GOOD: usize = 6 * 1024;
+/// What the batches that are ready should have on average where there are more than a frame holds. Each
+/// costs client and broker as much as several records, so where many queues have little each, their
+/// batches grow first.
+pub(super) const RUN_BYTES_GOOD: usize = 5 * 1024;
 
 /// Holds every lane at most once as ready.
 #[derive(Debug, Default)]

@@ -15,10 +15,10 @@ use crate::{Error, ErrorKind};
 const FRAMES_IN_FLIGHT_MAX: usize = 16;
 /// With so many in flight, a frame waits until it is worth its cost: what is small grows meanwhile.
 const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 2;
-/// Time between two frames that are full of small runs. The more queues there are, the longer each
-/// waits for its turn, and the more it has by then: at most 160 ms with 10,000 queues. Without it, small
-/// runs keep client and broker too busy for larger ones ever to gather. Not where little waits: those
-/// who send it wait for answers, and would only wait longer.
+/// Time between two frames of small runs, while more queues are ready than a frame holds. The more
+/// there are, the longer each waits for its turn, and the more it has by then: at most 160 ms with
+/// 10,000 queues. Without it, small runs keep client and broker too busy for larger ones ever to gather.
+/// Not where little waits: those who send it wait for answers, and would only wait longer.
 const SMALL_RUNS_INTERVAL: Duration = Duration::from_millis(4);
 /// A broker that has not answered for so long is taken for dead.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

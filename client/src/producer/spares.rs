@@ -4,9 +4,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// Larger buffers are left to the allocator, which is good at them.
-const BUFFER_BYTES_MAX: usize = 16 * 1024;
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// What is kept in all.
-const SPARE_BYTES_MAX: usize = 16 * 1024 * 1024;
+const SPARE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Where many queues have a few records each, a batch is some KiB: what an allocator takes longest
 /// for, and all the more where one thread fills it and another one frees it.
@@ -28,17 +28,19 @@ impl Spares {
             buffer = kept.buffers.pop().unwrap_or_default();
             kept.bytes -= buffer.capacity();
         }
-        buffer.reserve(room);
+        // The next batch of a queue is often a little larger than the last.
+        buffer.reserve(room.next_power_of_two());
         buffer
     }
 
     /// Keeps the buffer of bytes that nobody else needs any more.
     pub(super) fn put(&self, bytes: Bytes) {
-        if bytes.len() > BUFFER_BYTES_MAX || !bytes.is_unique() {
+        // By way of `BytesMut`, which does not copy the bytes to where they are.
+        let Ok(mut bytes) = bytes.try_into_mut() else {
             return;
-        }
-        let mut buffer = Vec::from(bytes);
-        buffer.clear();
+        };
+        bytes.clear();
+        let buffer = Vec::from(bytes);
         let mut kept = self.0.lock();
         if buffer.capacity() <= BUFFER_BYTES_MAX && kept.bytes < SPARE_BYTES_MAX {
             kept.bytes += buffer.capacity();
