@@ -16,6 +16,7 @@
 mod buffered;
 mod cold;
 mod gather;
+mod load;
 mod rest;
 mod sendfile;
 mod socket;
@@ -30,11 +31,12 @@ use crate::metrics::{FallbackReason, Metrics, TransferPath};
 
 pub(crate) use cold::IoPool;
 pub(crate) use socket::{Socket, send_slices};
-pub(crate) use splice::SplicePipe;
 
 use buffered::Buffer;
 use cold::Warmth;
+use load::ReadAhead;
 use rest::Rest;
+use splice::SplicePipe;
 
 /// From this length on a range goes by `sendfile`. Below, finding the pages one by one costs what
 /// the copy would: over loopback, sending 32 KiB takes 7.0 us by `sendfile` and 6.9 from the mapping,
@@ -50,12 +52,22 @@ const SLICE_BYTES_MIN: usize = 4 << 10;
 /// without a pause, to a socket that always took them, kept a fetch at the tail waiting for 0.8 ms.
 const CALL_BYTES_MAX: usize = 512 << 10;
 
+/// The same for a connection that reads history, whose fetches are not urgent, and take longer to send.
+const HISTORY_CALL_BYTES_MAX: usize = 64 << 10;
+
+/// What a connection keeps from one frame to the next; whoever has the turn to write uses it.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pipe: SplicePipe,
+    ahead: ReadAhead,
+}
+
 /// Sends frames to one socket.
 #[derive(Debug)]
 pub(crate) struct Transfer<'a> {
     socket: Socket<'a>,
     mode: TransferMode,
-    pipe: &'a SplicePipe,
+    kept: &'a Kept,
     pool: &'a IoPool,
     metrics: &'a Metrics,
 }
@@ -72,11 +84,11 @@ impl<'a> Transfer<'a> {
     pub(crate) fn new(
         socket: Socket<'a>,
         mode: TransferMode,
-        pipe: &'a SplicePipe,
+        kept: &'a Kept,
         pool: &'a IoPool,
         metrics: &'a Metrics,
     ) -> Transfer<'a> {
-        Transfer { socket, mode, pipe, pool, metrics }
+        Transfer { socket, mode, kept, pool, metrics }
     }
 
     /// Sends the head of a frame and all bytes of the ranges. `turn_bytes` is what the connection has
@@ -94,11 +106,16 @@ impl<'a> Transfer<'a> {
         let mut buffer = Buffer::default();
         let mut refused = false;
         while !rest.is_empty() {
-            let mut step = self.next_step(&rest);
+            let call_bytes_max = match self.kept.ahead.is_active() {
+                true => HISTORY_CALL_BYTES_MAX,
+                false => CALL_BYTES_MAX,
+            };
+            let mut step = self.next_step(&rest, call_bytes_max);
             if refused && step.path.is_by_reference() {
                 step.path = TransferPath::Buffered;
             }
-            warmth.warm(&rest, step.bytes, self.pool, self.metrics).await?;
+            let ahead = &self.kept.ahead;
+            warmth.warm(&rest, step.bytes, ahead, self.pool, self.metrics).await?;
             let sent = match step.path {
                 TransferPath::Mmap => self.gather(&rest, step).await,
                 TransferPath::Buffered => {
@@ -119,18 +136,19 @@ impl<'a> Transfer<'a> {
             self.metrics.sent(step.path, body as u64);
             warmth.advance(body);
             *turn_bytes += body;
-            if *turn_bytes >= CALL_BYTES_MAX {
+            if *turn_bytes >= call_bytes_max {
                 *turn_bytes = 0;
                 tokio::task::yield_now().await;
             } else {
                 tokio::task::consume_budget().await;
             }
         }
+        self.kept.ahead.follow(ranges, warmth.was_cold, self.pool);
         Ok(())
     }
 
     /// The decision: one path for as many of the next ranges as it suits.
-    fn next_step(&self, rest: &Rest<'_>) -> Step {
+    fn next_step(&self, rest: &Rest<'_>, call_bytes_max: usize) -> Step {
         let path = |range: &Range| match self.mode {
             TransferMode::Sendfile => TransferPath::Sendfile,
             TransferMode::Mmap => TransferPath::Mmap,
@@ -139,7 +157,7 @@ impl<'a> Transfer<'a> {
             TransferMode::Adaptive if range.len() < SENDFILE_BYTES_MIN => TransferPath::Mmap,
             TransferMode::Adaptive => TransferPath::Sendfile,
         };
-        let mut next = rest.pieces(0, CALL_BYTES_MAX);
+        let mut next = rest.pieces(0, call_bytes_max);
         let Some(first) = next.next() else {
             return Step { path: TransferPath::Mmap, bytes: 0, pieces: 0 };
         };
@@ -195,7 +213,7 @@ impl<'a> Transfer<'a> {
         };
         if path == TransferPath::Splice {
             let more = rest.body() > piece.len;
-            return self.pipe.send(&self.socket, &piece, more).await;
+            return self.kept.pipe.send(&self.socket, &piece, more).await;
         }
         self.socket.write(|stream| sendfile::send(stream, &piece)).await
     }

@@ -209,6 +209,11 @@ impl Range {
         self.position - self.segment.base()
     }
 
+    /// The position up to which its segment has complete records at the moment.
+    pub fn segment_end(&self) -> u64 {
+        self.segment.filled_end()
+    }
+
     /// Its bytes in the mapping. Reading them faults if they are not resident, which may wait for the
     /// disk: look first.
     pub fn bytes(&self) -> &[u8] {

@@ -24,6 +24,8 @@ use crate::store::{RECORD_BYTES, Records};
 const LOOKED_AT_BYTES: usize = 4 << 10;
 /// How much is thrown away in one call.
 const DISCARD_BYTES: usize = 1 << 20;
+/// The same for who gives way: no one else runs during a call.
+const GIVING_WAY_BYTES: usize = 64 << 10;
 /// Far longer than any answer takes: it only keeps a broken broker from hanging the benchmark.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -86,6 +88,13 @@ impl Client {
         }
         let flags = if copy { RecvFlags::empty() } else { RecvFlags::TRUNC };
         Ok(Client { connections, epoll, scratch: vec![0; DISCARD_BYTES], flags })
+    }
+
+    /// Takes no more than it must of the core that others measure on: consumers of another group are on
+    /// another machine. For the calling thread, which is to be the one that runs it.
+    pub(crate) fn give_way(&mut self) -> io::Result<()> {
+        self.scratch.truncate(GIVING_WAY_BYTES);
+        Ok(rustix::process::setpriority_process(None, 19)?)
     }
 
     /// Fetches as long as `more` says so, told how many were begun and how long it has been.

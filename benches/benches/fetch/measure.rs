@@ -153,6 +153,7 @@ impl Plan<'_> {
         std::thread::scope(|scope| {
             let reading = scope.spawn(move || {
                 self.pinning.consume();
+                reader.give_way()?;
                 let outcome = reader.run(&history, |begun, _| begun < slots);
                 done.store(true, Relaxed);
                 outcome.map(|outcome| (outcome.fetches, outcome.bytes))

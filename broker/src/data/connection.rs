@@ -20,7 +20,7 @@ use super::acks::Acks;
 use super::outbox::{Outbox, Response};
 use super::reader::FrameReader;
 use super::{Plane, Refusal, fetch, produce, writer};
-use crate::transfer::SplicePipe;
+use crate::transfer::Kept;
 
 /// How many read plans of one connection may wait to be sent: one is being sent, the next is ready.
 const PLANS_MAX: usize = 2;
@@ -44,8 +44,7 @@ pub(super) struct Connection {
     in_flight: Arc<Semaphore>,
     /// Read plans that may wait to be sent.
     pub(super) plans: Arc<Semaphore>,
-    /// What mode `splice` sends through; whoever has the turn to write uses it.
-    pub(super) pipe: SplicePipe,
+    pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
     pub(super) ended: CancellationToken,
 }
@@ -128,7 +127,7 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
         acks: Acks::default(),
         in_flight: Arc::new(Semaphore::new(in_flight)),
         plans: Arc::new(Semaphore::new(PLANS_MAX)),
-        pipe: SplicePipe::default(),
+        kept: Kept::default(),
         ended: plane.state.shutdown.child_token(),
     });
     let mut reader = FrameReader::new(read);

@@ -92,8 +92,8 @@ impl Turn {
                     break;
                 };
                 let mode = plane.state.config.transfer.mode;
-                let pipe = &self.connection.pipe;
-                let transfer = Transfer::new(socket, mode, pipe, &plane.pool, &plane.state.metrics);
+                let kept = &self.connection.kept;
+                let transfer = Transfer::new(socket, mode, kept, &plane.pool, &plane.state.metrics);
                 transfer.send(&response.head, &response.ranges, &mut turn_bytes).await?;
             } else {
                 let sent = socket.write(|_| self.send_heads()).await?;

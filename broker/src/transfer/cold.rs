@@ -18,14 +18,15 @@ use rustix::io::ReadWriteFlags;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::load::{ReadAhead, load};
 use super::rest::{Pieces, Rest};
 use crate::metrics::Metrics;
 
 /// How much is read in at a time: long enough for a disk, short enough to share the pool fairly.
 const LOAD_BYTES: usize = 1 << 20;
 
-/// Distance between the probes of one piece, and the size of one read: what the kernel evicts or
-/// reads ahead at a time is no larger.
+/// Distance between the probes of one piece: what the kernel evicts, or is asked for, at a time is no
+/// larger.
 const PROBE_BYTES: usize = 256 << 10;
 
 /// A page that is resident vouches for the block of this many bytes it lies in, for a second or two:
@@ -47,7 +48,7 @@ pub(crate) struct IoPool {
     threads: Arc<Semaphore>,
     vouched: Arc<Vouched>,
     /// `/dev/null`, which takes pages without looking at them.
-    sink: Option<Arc<File>>,
+    pub(super) sink: Option<Arc<File>>,
     /// Whether ranges are read in before they are sent.
     warms: bool,
 }
@@ -112,13 +113,10 @@ impl IoPool {
         self.start(permit, call).await.map_err(io::Error::other)
     }
 
-    /// Starts a call that may block, unless all threads are busy.
-    fn try_start<T: Send + 'static>(
-        &self,
-        call: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<JoinHandle<T>> {
-        let permit = self.threads.clone().try_acquire_owned().ok()?;
-        Some(self.start(permit, call))
+    /// Starts a call that may block and that nobody waits for, unless all threads are busy.
+    pub(super) fn try_start(&self, call: impl FnOnce() + Send + 'static) -> bool {
+        let permit = self.threads.clone().try_acquire_owned();
+        permit.map(|permit| self.start(permit, call)).is_ok()
     }
 
     fn start<T: Send + 'static>(
@@ -139,62 +137,38 @@ impl IoPool {
 pub(super) struct Warmth {
     /// So many of the next bytes are.
     known: usize,
-    /// The load of so many bytes after those is under way.
-    loading: Option<(JoinHandle<io::Result<()>>, usize)>,
-    /// Something was not, so what follows is probably not either.
-    cold: bool,
+    /// Something was not.
+    pub(super) was_cold: bool,
 }
 
 impl Warmth {
-    /// Makes the next `bytes` resident, and starts reading on where the ranges have been cold.
+    /// Makes the next `bytes` resident.
     pub(super) async fn warm(
         &mut self,
         rest: &Rest<'_>,
         bytes: usize,
+        ahead: &ReadAhead,
         pool: &IoPool,
         metrics: &Metrics,
     ) -> io::Result<()> {
-        if !pool.warms {
-            return Ok(());
-        }
-        while self.known < bytes {
-            if let Some((load, loaded)) = self.loading.take() {
-                let begun = Instant::now();
-                load.await.map_err(io::Error::other)??;
-                metrics.cold_wait(begun.elapsed());
-                self.known += loaded;
-                continue;
-            }
+        while pool.warms && self.known < bytes {
             let next = rest.pieces(self.known, LOAD_BYTES);
             let window = LOAD_BYTES.min(rest.body() - self.known);
-            if !are_resident(next.clone(), &pool.vouched) {
+            let is_warm = ahead.covers(next.clone());
+            if !is_warm.unwrap_or_else(|| are_resident(next.clone(), &pool.vouched)) {
                 let begun = Instant::now();
-                pool.run(load(next, pool)).await??;
+                pool.run(load(next, pool.sink.clone())).await??;
                 metrics.cold_wait(begun.elapsed());
-                self.cold = true;
+                self.was_cold = true;
             }
             self.known += window;
         }
-        self.read_ahead(rest, bytes, pool);
         Ok(())
     }
 
     /// So many bytes have been sent.
     pub(super) fn advance(&mut self, bytes: usize) {
         self.known = self.known.saturating_sub(bytes);
-    }
-
-    fn read_ahead(&mut self, rest: &Rest<'_>, bytes: usize, pool: &IoPool) {
-        let ahead = self.known - bytes;
-        if self.cold && self.loading.is_none() && ahead < LOAD_BYTES && self.known < rest.body() {
-            let window = LOAD_BYTES.min(rest.body() - self.known);
-            let next = rest.pieces(self.known, window);
-            if are_resident(next.clone(), &pool.vouched) {
-                self.known += window;
-            } else {
-                self.loading = pool.try_start(load(next, pool)).map(|load| (load, window));
-            }
-        }
     }
 }
 
@@ -207,46 +181,6 @@ fn give_way() {
         // Linux: of this thread alone. Not allowed, it reads all the same.
         let _ = rustix::process::setpriority_process(None, NICENESS);
     }
-}
-
-/// Reads pieces into memory. It waits for the disk, so it runs on the pool.
-fn load(
-    pieces: Pieces<'_>,
-    pool: &IoPool,
-) -> impl FnOnce() -> io::Result<()> + Send + use<> + 'static {
-    let sink = pool.sink.clone();
-    let pieces: Vec<(Range, usize, usize)> =
-        pieces.map(|piece| (piece.range.clone(), piece.at, piece.len)).collect();
-    move || {
-        pieces.iter().try_for_each(|(range, at, len)| {
-            // By reference, as copying a GB takes 60 to 100 ms; by a copy where that is refused.
-            match sink.as_ref().map(|sink| reference(range, *at, *len, sink)) {
-                Some(Ok(())) => Ok(()),
-                _ => copy(range, *at, *len),
-            }
-        })
-    }
-}
-
-/// Has the kernel read bytes of a range without copying them.
-fn reference(range: &Range, at: usize, len: usize, sink: &File) -> io::Result<()> {
-    let mut offset = range.file_offset() + at as u64;
-    let end = offset + len as u64;
-    while offset < end {
-        let left = PROBE_BYTES.min((end - offset) as usize);
-        if rustix::fs::sendfile(sink, range.file(), Some(&mut offset), left)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
-}
-
-fn copy(range: &Range, at: usize, len: usize) -> io::Result<()> {
-    let mut buffer = vec![0; PROBE_BYTES];
-    (at..at + len).step_by(PROBE_BYTES).try_for_each(|from| {
-        let step = PROBE_BYTES.min(at + len - from);
-        range.read_at(from, &mut buffer[..step])
-    })
 }
 
 /// Whether all pieces can be sent without waiting for a disk, as far as their first and last pages,
@@ -273,7 +207,7 @@ fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
     })
 }
 
-/// One byte, read only if that needs no disk. The kernel starts to read the page ahead otherwise.
+/// One byte, read only if that needs no disk. The kernel starts to read the page otherwise.
 ///
 /// `cachestat` would not do: it counts pages that are still being read.
 fn is_resident(range: &Range, at: usize) -> bool {

@@ -142,9 +142,16 @@ fn a_long_run_leaves_by_sendfile_and_scattered_records_by_the_mapping() {
 #[test]
 fn cold_records_arrive_byte_for_byte_read_in_on_the_pool_where_there_is_one() {
     let mut first = TestBroker::start();
-    let bodies: Vec<Vec<u8>> = (0..90).map(|i| noise(i, 1 << 20)).collect();
+    let size = |number: u64| if number < 200 { 3_000 } else { 1 << 20 };
+    let bodies: Vec<Vec<u8>> = (0..290).map(|i| noise(i, size(i))).collect();
     let mut client = Client::connect(first.addr());
-    for batch in bodies.chunks(6) {
+    // At first with records of others in between, which are read in with them or not.
+    for (number, body) in bodies[..200].iter().enumerate() {
+        client.produce_bodies("t", 0, std::slice::from_ref(body));
+        let others = noise(number as u64, [700, 100 << 10][number / 100]);
+        client.produce_bodies("t", 1, &[others]);
+    }
+    for batch in bodies[200..].chunks(6) {
         client.produce_bodies("t", 0, batch);
     }
     first.stop();
