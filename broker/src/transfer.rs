@@ -105,8 +105,9 @@ impl<'a> Transfer<'a> {
         let mut warmth = Warmth::default();
         let mut buffer = Buffer::default();
         let mut refused = false;
+        let ahead = &self.kept.ahead;
         while !rest.is_empty() {
-            let call_bytes_max = match self.kept.ahead.is_active() {
+            let call_bytes_max = match ahead.is_active() {
                 true => HISTORY_CALL_BYTES_MAX,
                 false => CALL_BYTES_MAX,
             };
@@ -114,7 +115,6 @@ impl<'a> Transfer<'a> {
             if refused && step.path.is_by_reference() {
                 step.path = TransferPath::Buffered;
             }
-            let ahead = &self.kept.ahead;
             warmth.warm(&rest, step.bytes, ahead, self.pool, self.metrics).await?;
             let sent = match step.path {
                 TransferPath::Mmap => self.gather(&rest, step).await,
@@ -143,7 +143,7 @@ impl<'a> Transfer<'a> {
                 tokio::task::consume_budget().await;
             }
         }
-        self.kept.ahead.follow(ranges, warmth.was_cold, self.pool);
+        ahead.follow(ranges, warmth.was_cold, self.pool);
         Ok(())
     }
 

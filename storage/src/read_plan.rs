@@ -184,7 +184,7 @@ impl Range {
     }
 
     /// The position after its last byte.
-    fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.position + self.len
     }
 

@@ -44,6 +44,7 @@ pub(super) struct Connection {
     in_flight: Arc<Semaphore>,
     /// Read plans that may wait to be sent.
     pub(super) plans: Arc<Semaphore>,
+    /// What sending keeps from one frame to the next.
     pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
     pub(super) ended: CancellationToken,

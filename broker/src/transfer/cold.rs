@@ -3,8 +3,9 @@
 //!
 //! `sendfile` and a mapped slice both block the calling thread on a page that is not in memory,
 //! also where the socket does not block. So every piece is probed first, unless it is near the
-//! log's end; and what is missing is read by threads that may wait, never by one that serves
-//! sockets, and never together with the sending, so that a slow consumer holds no thread.
+//! log's end or where was read ahead; and what is missing is read by threads that may wait, never
+//! by one that serves sockets, and never together with the sending, so that a slow consumer holds
+//! no thread.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -18,16 +19,15 @@ use rustix::io::ReadWriteFlags;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::load::{ReadAhead, load};
+use super::load::{ReadAhead, STEP_BYTES, load};
 use super::rest::{Pieces, Rest};
 use crate::metrics::Metrics;
 
 /// How much is read in at a time: long enough for a disk, short enough to share the pool fairly.
 const LOAD_BYTES: usize = 1 << 20;
 
-/// Distance between the probes of one piece: what the kernel evicts, or is asked for, at a time is no
-/// larger.
-const PROBE_BYTES: usize = 256 << 10;
+/// Distance between the probes of one piece.
+const PROBE_BYTES: usize = STEP_BYTES;
 
 /// A page that is resident vouches for the block of this many bytes it lies in, for a second or two:
 /// what was written or read in together mostly stays together. Where it does not, sending waits for

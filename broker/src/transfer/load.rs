@@ -16,7 +16,7 @@ use super::cold::IoPool;
 use super::rest::{Piece, Pieces};
 
 /// What is read at a time. The kernel does not let others run meanwhile.
-const STEP_BYTES: usize = 256 << 10;
+pub(super) const STEP_BYTES: usize = 256 << 10;
 
 /// How far is read ahead of what was sent.
 const AHEAD_BYTES: u64 = 4 << 20;
@@ -137,11 +137,10 @@ impl ReadAhead {
         if begun == 0 && !was_cold {
             return;
         }
-        let end = |range: &&Range| range.position() + range.len() as u64;
-        let Some(last) = answer.iter().max_by_key(end) else {
+        let Some(last) = answer.iter().max_by_key(|range| range.end()) else {
             return;
         };
-        let end = end(&last);
+        let end = last.end();
         let from = match next(begun, done, end, was_cold) {
             Next::From(from) if !last.is_tail() && !is_sparse(answer, end) => from,
             Next::Later => return,

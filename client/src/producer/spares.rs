@@ -21,15 +21,16 @@ struct Kept {
 
 impl Spares {
     /// An empty buffer with room for so many bytes.
-    pub(super) fn take(&self, room: usize) -> Vec<u8> {
+    pub(super) fn take(&self, mut room: usize) -> Vec<u8> {
         let mut buffer = Vec::new();
         if room <= BUFFER_BYTES_MAX {
             let mut kept = self.0.lock();
             buffer = kept.buffers.pop().unwrap_or_default();
             kept.bytes -= buffer.capacity();
+            // The next batch of a queue is often a little larger than the last.
+            room = room.next_power_of_two();
         }
-        // The next batch of a queue is often a little larger than the last.
-        buffer.reserve(room.next_power_of_two());
+        buffer.reserve(room);
         buffer
     }
 
