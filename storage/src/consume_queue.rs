@@ -287,7 +287,7 @@ impl ConsumeQueue {
     }
 
     /// Reads up to `count` entries from an offset on into `out`: fewer at the end of a file or of the
-    /// queue, none at its end.
+    /// queue, or where the next ones are not in memory; none at the queue's end.
     pub(crate) fn read(
         &self,
         offset: u64,
@@ -306,8 +306,8 @@ impl ConsumeQueue {
         };
         let count = (count as u64).min(in_file) as usize;
         let mut bytes = vec![0; count * ENTRY_BYTES as usize];
-        self.files.read(self.queue, offset, &mut bytes, how)?;
-        let (entries, _) = bytes.as_chunks();
+        let read = self.files.read(self.queue, offset, &mut bytes, how)?;
+        let (entries, _) = bytes[..read].as_chunks();
         out.extend(entries.iter().map(Entry::decode));
         Ok(())
     }

@@ -151,23 +151,27 @@ impl QueueFiles {
         Ok(())
     }
 
-    /// Reads entries from an offset on; they must not cross the end of a file.
+    /// Reads entries from an offset on, which must not cross the end of a file, and returns how many
+    /// bytes. Fewer than asked for only where the next ones are not in memory; at least one entry.
     pub(crate) fn read(
         &self,
         queue: u32,
         offset: u64,
         bytes: &mut [u8],
         how: IndexRead,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         let at = offset * ENTRY_BYTES;
         let base = at - at % FILE_BYTES;
         let file = self.file(queue, base, false)?;
         match how {
-            IndexRead::MayBlock => read_exact_at(&*file, bytes, at - base),
-            IndexRead::ResidentOnly => match file.read_resident_at(bytes, at - base)? {
-                read if read == bytes.len() => Ok(()),
-                _ => Err(io::ErrorKind::WouldBlock.into()),
-            },
+            IndexRead::MayBlock => read_exact_at(&*file, bytes, at - base).map(|()| bytes.len()),
+            IndexRead::ResidentOnly => {
+                let read = file.read_resident_at(bytes, at - base)?;
+                if read < ENTRY_BYTES as usize {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(read)
+            }
         }
     }
 

@@ -16,10 +16,11 @@ use crate::segment::Segment;
 
 /// This much of the log's end counts as resident without a look: it was just written.
 const TAIL_BYTES: u64 = 64 << 20;
-/// Entries read from the consume queue at once.
-const ENTRIES_PER_READ: usize = 256;
+/// Entries read from the consume queue at once, at least and at most.
+const ENTRIES_PER_READ_MIN: u64 = 16;
+const ENTRIES_PER_READ_MAX: u64 = 1024;
 /// Most entries one plan looks at, so that a filter that fits nothing does not hold up its thread.
-const ENTRIES_PER_PLAN_MAX: usize = 16_384;
+const ENTRIES_PER_PLAN_MAX: u64 = 16_384;
 /// Most ranges of one plan: what bounds its memory, and the system calls of its transfer.
 const RANGES_MAX: usize = 4_096;
 
@@ -95,16 +96,14 @@ pub(crate) fn plan_read(
     let segments = log.segments();
     let tail_from = marks.written.get().saturating_sub(TAIL_BYTES);
     let mut entries = Vec::new();
-    let mut looked_at = 0;
-    while plan.next_offset < max && looked_at < ENTRIES_PER_PLAN_MAX {
-        let count = ENTRIES_PER_READ.min((max - plan.next_offset) as usize);
+    while plan.next_offset < max && plan.next_offset - offset < ENTRIES_PER_PLAN_MAX {
+        let count = entries_wanted(&plan, offset, bytes_max).min(max - plan.next_offset) as usize;
         match queue.index.read(plan.next_offset, count, index, &mut entries) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return if plan.bytes > 0 { Ok(plan) } else { Err(ReadError::IndexCold) };
             }
             result => result?,
         }
-        looked_at += entries.len().max(1);
         for entry in &entries {
             let wanted = entry.size > 0 && filter.matches(entry.tag_hash);
             let over = plan.bytes > 0 && plan.bytes + u64::from(entry.size) > bytes_max;
@@ -127,6 +126,19 @@ pub(crate) fn plan_read(
         }
     }
     Ok(plan)
+}
+
+/// How many entries to read next: those that the bytes still missing probably take, by what the plan
+/// has so far of the entries from offset `from` on.
+fn entries_wanted(plan: &ReadPlan, from: u64, bytes_max: u64) -> u64 {
+    let missing = bytes_max.saturating_sub(plan.bytes);
+    let count = match (plan.next_offset - from, plan.bytes) {
+        (0, _) => ENTRIES_PER_READ_MIN,
+        // The filter fits little.
+        (seen, bytes) if bytes < seen => ENTRIES_PER_READ_MAX,
+        (seen, bytes) => missing / (bytes / seen) + 1,
+    };
+    count.clamp(ENTRIES_PER_READ_MIN, ENTRIES_PER_READ_MAX)
 }
 
 /// The first offset whose record was stored at or after a time, in milliseconds since 1970; the end of
@@ -229,5 +241,25 @@ impl Range {
     /// Copies bytes of the range, from byte `at` of it on. Waits for the disk where it has to.
     pub fn read_at(&self, at: usize, buffer: &mut [u8]) -> io::Result<()> {
         read_exact_at(self.segment.file(), buffer, self.file_offset() + at as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_entries_are_read_as_the_missing_bytes_probably_take() {
+        let wanted = |next_offset, bytes, bytes_max| {
+            let (records, min_offset, max_offset) = (0, 0, u64::MAX);
+            let ranges = Vec::new();
+            let plan = ReadPlan { ranges, bytes, records, next_offset, min_offset, max_offset };
+            entries_wanted(&plan, 100, bytes_max)
+        };
+        assert_eq!(wanted(100, 0, 1 << 20), ENTRIES_PER_READ_MIN, "nothing is known yet");
+        assert_eq!(wanted(116, 16 << 10, 512 << 10), 497);
+        assert_eq!(wanted(116, 16 << 10, 1), ENTRIES_PER_READ_MIN, "it is full");
+        assert_eq!(wanted(116, 16 << 10, u64::MAX), ENTRIES_PER_READ_MAX);
+        assert_eq!(wanted(5_000, 1 << 10, 1 << 20), ENTRIES_PER_READ_MAX, "the filter fits little");
     }
 }
