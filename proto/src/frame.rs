@@ -26,7 +26,7 @@
 //! # Ok::<(), frame::FrameError>(())
 //! ```
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::limits::FRAME_HEADER_BYTES_MAX;
@@ -118,10 +118,15 @@ pub fn take<H: Message + Default>(
     if buffer.len() < prefix.frame_bytes() {
         return Ok(None);
     }
-    let mut body = buffer.split_to(prefix.frame_bytes());
-    let mut header = body.split_to(PREFIX_BYTES + prefix.header_bytes);
-    let header = H::decode(header.split_off(PREFIX_BYTES))
-        .map_err(|error| FrameError::Header(error.to_string()))?;
+    let body_from = PREFIX_BYTES + prefix.header_bytes;
+    let header = H::decode(&buffer[PREFIX_BYTES..body_from]);
+    buffer.advance(body_from);
+    // Even an empty part would make the buffer a shared one.
+    let body = match prefix.body_bytes {
+        0 => BytesMut::new(),
+        bytes => buffer.split_to(bytes),
+    };
+    let header = header.map_err(|error| FrameError::Header(error.to_string()))?;
     Ok(Some(Frame { header, body }))
 }
 
@@ -138,11 +143,11 @@ pub fn head(header: &impl Message, body_bytes: usize) -> Result<Bytes, FrameErro
     }
     let frame_word = u32::try_from(frame)
         .map_err(|_| FrameError::TooLarge { bytes: frame, max: u32::MAX as usize })?;
-    let mut head = BytesMut::with_capacity(PREFIX_BYTES + header_bytes);
+    let mut head = Vec::with_capacity(PREFIX_BYTES + header_bytes);
     head.put_u32(frame_word);
     head.put_u16(header_bytes as u16);
     header.encode_raw(&mut head);
-    Ok(head.freeze())
+    Ok(head.into())
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
         kept: Kept::default(),
         ended: plane.state.shutdown.child_token(),
     });
-    let mut reader = FrameReader::new(read);
+    let mut reader = FrameReader::new(read, connection.ended.clone());
     let end = converse(&connection, &mut reader).await;
     Box::pin(finish(&connection, reader, end)).await;
 }

@@ -265,6 +265,10 @@ impl Found {
             min_offset: plan.min_offset,
             max_offset: plan.max_offset,
         });
+        if self.ranges.is_empty() {
+            self.ranges = plan.ranges;
+            return;
+        }
         // Queues that are produced to one after the other often lie side by side in the log.
         let mut ranges = plan.ranges.into_iter();
         if let Some(last) = self.ranges.last_mut()

@@ -1,8 +1,9 @@
 //! Takes frames off a connection.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -11,9 +12,10 @@ use longwire_proto::ErrorCode;
 use longwire_proto::data::RequestHeader;
 use longwire_proto::frame::{self, Frame, FrameError, Prefix};
 use longwire_proto::limits::REQUEST_FRAME_BYTES_MAX;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::budget::Charge;
 use super::connection::{Connection, End};
@@ -24,6 +26,11 @@ const BASE_BYTES: usize = 4 << 10;
 
 /// How much is read at a time from a peer that sends without a pause.
 const APPETITE_BYTES_MAX: usize = 256 << 10;
+
+thread_local! {
+    /// Where peers that send little are read from. What is read leaves it within the same call.
+    static COMMON: RefCell<[u8; BASE_BYTES]> = const { RefCell::new([0; BASE_BYTES]) };
+}
 
 /// Reads frames, and holds a buffer only while a part of one is there.
 ///
@@ -41,10 +48,13 @@ pub(super) struct FrameReader {
     largest: usize,
     /// When the frame that has begun must be complete.
     deadline: Option<Instant>,
+    /// Completes when nothing more is to be read.
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl FrameReader {
-    pub(super) fn new(socket: OwnedReadHalf) -> FrameReader {
+    /// Reads until the token is cancelled.
+    pub(super) fn new(socket: OwnedReadHalf, ended: CancellationToken) -> FrameReader {
         FrameReader {
             socket,
             buffer: BytesMut::new(),
@@ -52,6 +62,7 @@ impl FrameReader {
             appetite: BASE_BYTES,
             largest: 0,
             deadline: None,
+            ended: Box::pin(ended.cancelled_owned()),
         }
     }
 
@@ -76,11 +87,15 @@ impl FrameReader {
                 return Ok(frame);
             }
             writer::flush(connection);
-            self.make_room(prefix.map(|p| p.frame_bytes()), connection).await?;
-            let room = self.buffer.capacity() - self.buffer.len();
-            match self.read_now().await {
+            let read = if self.is_idle() {
+                self.read_first().await
+            } else {
+                self.make_room(prefix.map(|p| p.frame_bytes()), connection).await?;
+                self.read_more().await
+            };
+            match read {
                 Some(Ok(0)) => return Err(End::Closed),
-                Some(Ok(read)) => self.adapt(read, room),
+                Some(Ok(_)) => {}
                 Some(Err(error)) => {
                     tracing::debug!(peer = %connection.peer, %error, "a connection was lost");
                     return Err(End::Closed);
@@ -98,14 +113,37 @@ impl FrameReader {
         }
     }
 
-    /// Reads what is there; `None` where nothing is.
-    async fn read_now(&mut self) -> Option<io::Result<usize>> {
+    /// Whether nothing is in hand, of a peer that sends little.
+    fn is_idle(&self) -> bool {
+        self.buffer.is_empty() && self.appetite == BASE_BYTES
+    }
+
+    /// Reads what is there to where all connections of the thread do, and keeps a copy; `None` where
+    /// nothing is. Else every short request, and every look in vain, would cost an allocation of a size
+    /// that allocators are slow at.
+    async fn read_first(&mut self) -> Option<io::Result<usize>> {
+        let read = poll_fn(|context| {
+            COMMON.with_borrow_mut(|common| {
+                let mut common = ReadBuf::new(&mut common[..]);
+                let read = Pin::new(&mut self.socket).poll_read(context, &mut common);
+                self.buffer.extend_from_slice(common.filled());
+                Poll::Ready(read)
+            })
+        });
+        match read.await {
+            Poll::Ready(read) => Some(read.map(|()| self.adapt(self.buffer.len(), BASE_BYTES))),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Reads what is there behind what is in hand; `None` where nothing is.
+    async fn read_more(&mut self) -> Option<io::Result<usize>> {
+        let room = self.buffer.capacity() - self.buffer.len();
         let mut read = pin!(self.socket.read_buf(&mut self.buffer));
-        poll_fn(|context| match read.as_mut().poll(context) {
-            Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending => Poll::Ready(None),
-        })
-        .await
+        match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+            Poll::Ready(read) => Some(read.map(|bytes| self.adapt(bytes, room))),
+            Poll::Pending => None,
+        }
     }
 
     /// Waits until there is something to read, with no buffer where no frame has begun.
@@ -114,7 +152,7 @@ impl FrameReader {
             self.release();
             return tokio::select! {
                 biased;
-                () = connection.ended.cancelled() => Err(connection.end()),
+                () = &mut self.ended => Err(connection.end()),
                 readable = self.socket.readable() => readable.map_err(|_| End::Closed),
             };
         }
@@ -122,7 +160,7 @@ impl FrameReader {
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + frame_timeout);
         tokio::select! {
             biased;
-            () = connection.ended.cancelled() => Err(connection.end()),
+            () = &mut self.ended => Err(connection.end()),
             readable = self.socket.readable() => readable.map_err(|_| End::Closed),
             () = sleep_until(deadline) => {
                 let message = format!("a frame was not complete within {frame_timeout:?}");
@@ -162,7 +200,7 @@ impl FrameReader {
             let whole = frame_bytes.unwrap_or(least);
             tokio::select! {
                 biased;
-                () = connection.ended.cancelled() => return Err(connection.end()),
+                () = &mut self.ended => return Err(connection.end()),
                 () = budget.raise(&mut self.charge, whole) => {}
             }
             // The peer was not at fault for this wait.
@@ -186,12 +224,14 @@ impl FrameReader {
         self.charge = Charge::default();
     }
 
-    fn adapt(&mut self, read: usize, room: usize) {
+    /// So much was read where there was so much room. Returns the former.
+    fn adapt(&mut self, read: usize, room: usize) -> usize {
         if read == room {
             self.appetite = (2 * self.appetite).min(APPETITE_BYTES_MAX);
         } else if read < self.appetite / 4 {
             self.appetite = (self.appetite / 2).max(BASE_BYTES);
         }
+        read
     }
 }
 

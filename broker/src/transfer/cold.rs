@@ -7,7 +7,7 @@
 //! by one that serves sockets, and never together with the sending, so that a slow consumer holds
 //! no thread.
 
-use std::cell::Cell;
+use std::cell::{Cell, LazyCell};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::sync::Arc;
@@ -186,7 +186,7 @@ fn give_way() {
 /// Whether all pieces can be sent without waiting for a disk, as far as their first and last pages,
 /// and one in between every [`PROBE_BYTES`], can tell. About 0.6 us for each page asked for.
 fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
-    let now = vouched.now();
+    let now = LazyCell::new(|| vouched.now());
     pieces.all(|piece| {
         if piece.range.is_tail() {
             return true;
@@ -195,12 +195,12 @@ fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
         let mut probes = (piece.at..last).step_by(PROBE_BYTES).chain([last]);
         probes.all(|at| {
             let position = piece.range.position() + at as u64;
-            if vouched.holds(position, now) {
+            if vouched.holds(position, *now) {
                 return true;
             }
             let resident = is_resident(piece.range, at);
             if resident {
-                vouched.note(position, now);
+                vouched.note(position, *now);
             }
             resident
         })

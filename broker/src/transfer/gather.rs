@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 
+use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::rest::Piece;
@@ -11,6 +12,9 @@ use super::socket::send_slices;
 /// Most slices of one call. What a slice costs does not fall with their number, so the kernel's
 /// own limit of 1024 would buy nothing but stack.
 pub(super) const SLICES_MAX: usize = 256;
+
+/// So many need no allocation.
+const SLICES_USUAL: usize = 16;
 
 thread_local! {
     /// Where short pieces are put together. It is filled and sent within one call that does not
@@ -35,37 +39,28 @@ pub(super) fn send<'a>(
         for piece in pieces.clone().filter(|piece| piece.range.len() < copy_below) {
             staging.extend_from_slice(mapped(&piece));
         }
-        let mut slices = Slices { slices: [IoSlice::new(&[]); SLICES_MAX + 1], count: 0 };
-        slices.push(head);
+        let mut slices: SmallVec<[IoSlice<'_>; SLICES_USUAL]> = SmallVec::new();
+        let mut push = |bytes| slices.push(IoSlice::new(bytes));
+        push(head);
         let (mut from, mut to) = (0, 0);
         for piece in pieces {
             if piece.range.len() < copy_below {
                 to += piece.len;
             } else {
-                slices.push(&staging[from..to]);
+                if from < to {
+                    push(&staging[from..to]);
+                }
                 from = to;
-                slices.push(mapped(&piece));
+                push(mapped(&piece));
             }
         }
-        slices.push(&staging[from..to]);
-        send_slices(stream, &slices.slices[..slices.count], more)
+        if from < to {
+            push(&staging[from..to]);
+        }
+        send_slices(stream, &slices, more)
     })
 }
 
 fn mapped<'a>(piece: &Piece<'a>) -> &'a [u8] {
     &piece.range.bytes()[piece.at..piece.at + piece.len]
-}
-
-struct Slices<'a> {
-    slices: [IoSlice<'a>; SLICES_MAX + 1],
-    count: usize,
-}
-
-impl<'a> Slices<'a> {
-    fn push(&mut self, bytes: &'a [u8]) {
-        if !bytes.is_empty() {
-            self.slices[self.count] = IoSlice::new(bytes);
-            self.count += 1;
-        }
-    }
 }

@@ -34,13 +34,16 @@ impl<'a> Socket<'a> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => return result,
             }
-            let Ok(writable) = timeout(self.stall_timeout, self.stream.writable()).await else {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the peer has stopped reading",
-                ));
-            };
-            writable?;
+            // Seldom, and large: without it an answer that need not wait takes half the memory.
+            Box::pin(self.room()).await?;
+        }
+    }
+
+    /// Waits for room.
+    async fn room(&self) -> io::Result<()> {
+        match timeout(self.stall_timeout, self.stream.writable()).await {
+            Ok(writable) => writable,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer has stopped reading")),
         }
     }
 }
