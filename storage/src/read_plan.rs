@@ -104,20 +104,22 @@ pub(crate) fn plan_read(
             }
             result => result?,
         }
-        for entry in &entries {
-            let wanted = entry.size > 0 && filter.matches(entry.tag_hash);
+        let mut left = &entries[..];
+        while let Some(entry) = left.first() {
+            let adjoining = plan.extend(left, bytes_max, visible, filter);
+            left = &left[adjoining.max(1)..];
+            if adjoining > 0 {
+                continue;
+            }
+            let wanted = is_wanted(entry, filter);
             let over = plan.bytes > 0 && plan.bytes + u64::from(entry.size) > bytes_max;
             if entry.end() > visible || (wanted && (over || plan.ranges.len() >= RANGES_MAX)) {
                 return Ok(plan);
             }
             if wanted {
-                if !plan.extend(entry) {
-                    let segment = find(&segments, entry.position);
-                    let segment = segment.ok_or(ReadError::OutOfRange { min, max })?;
-                    plan.begin(segment, entry, tail_from)?;
-                }
-                plan.bytes += u64::from(entry.size);
-                plan.records += 1;
+                let segment = find(&segments, entry.position);
+                let segment = segment.ok_or(ReadError::OutOfRange { min, max })?;
+                plan.begin(segment, entry, tail_from)?;
             }
             plan.next_offset += 1;
         }
@@ -126,6 +128,11 @@ pub(crate) fn plan_read(
         }
     }
     Ok(plan)
+}
+
+/// Whether there is a record, and the filter lets it through.
+fn is_wanted(entry: &Entry, filter: &TagFilter) -> bool {
+    entry.size > 0 && filter.matches(entry.tag_hash)
 }
 
 /// How many entries to read next: those that the bytes still missing probably take, by what the plan
@@ -156,14 +163,34 @@ pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io
 }
 
 impl ReadPlan {
-    /// Lets the last range go on with a record that adjoins it; `false` if it does not.
-    fn extend(&mut self, entry: &Entry) -> bool {
-        let Some(last) = self.ranges.last_mut() else { return false };
-        let adjoins = last.end() == entry.position && entry.end() <= last.segment.filled_end();
-        if adjoins {
-            last.len += u64::from(entry.size);
-        }
-        adjoins
+    /// Lets the last range go on with those of the next entries that adjoin it, as far as they are
+    /// wanted and do not go over `bytes_max` or the position `visible`. Returns how many.
+    fn extend(
+        &mut self,
+        entries: &[Entry],
+        bytes_max: u64,
+        visible: u64,
+        filter: &TagFilter,
+    ) -> usize {
+        let Some(last) = self.ranges.last_mut() else { return 0 };
+        let begin = last.end();
+        let room = bytes_max.saturating_sub(self.bytes);
+        let end_max = visible.min(last.segment.filled_end()).min(begin.saturating_add(room));
+        let mut end = begin;
+        let adjoining = entries.iter().take_while(|entry| {
+            let adjoins =
+                entry.position == end && entry.end() <= end_max && is_wanted(entry, filter);
+            if adjoins {
+                end = entry.end();
+            }
+            adjoins
+        });
+        let count = adjoining.count();
+        last.len += end - begin;
+        self.bytes += end - begin;
+        self.records += count as u32;
+        self.next_offset += count as u64;
+        count
     }
 
     /// Begins a range with a record.
@@ -179,6 +206,8 @@ impl ReadPlan {
             len: entry.size.into(),
             is_tail: entry.position >= tail_from,
         });
+        self.bytes += u64::from(entry.size);
+        self.records += 1;
         Ok(())
     }
 }
