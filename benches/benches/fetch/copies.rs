@@ -46,7 +46,7 @@ impl CopyRow {
             Arm::Buffered => "2 copies: page cache to buffer, buffer to socket",
             Arm::Mmap => "1 copy: mapping to socket",
             Arm::Sendfile if scattered => "no copy, one call for each record",
-            Arm::Sendfile => "no copy, one call for each 512 KiB",
+            Arm::Sendfile => "no copy, one call for each MiB",
             Arm::Splice if scattered => "no copy, two calls for each record",
             Arm::Splice => "no copy, two calls for each 256 KiB",
             Arm::Adaptive if scattered => {

@@ -43,7 +43,7 @@ pub(super) struct Connection {
     /// Requests that may be read; an unanswered one holds a permit.
     in_flight: Arc<Semaphore>,
     /// Read plans that may wait to be sent.
-    pub(super) plans: Arc<Semaphore>,
+    plans: Arc<Semaphore>,
     /// What sending keeps from one frame to the next.
     pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
@@ -99,14 +99,24 @@ impl Connection {
 
     /// A place among the unanswered requests; waits where there is none.
     async fn slot(self: &Arc<Self>) -> Result<OwnedSemaphorePermit, End> {
-        if let Ok(slot) = self.in_flight.clone().try_acquire_owned() {
-            return Ok(slot);
+        self.place(&self.in_flight).await
+    }
+
+    /// A place among the read plans; waits where there is none, and the connection is not read from.
+    pub(super) async fn plan(self: &Arc<Self>) -> Result<OwnedSemaphorePermit, End> {
+        self.place(&self.plans).await
+    }
+
+    async fn place(self: &Arc<Self>, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, End> {
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Ok(place);
         }
+        // What waits to be written takes places.
         writer::flush(self);
         tokio::select! {
             biased;
             () = self.ended.cancelled() => Err(self.end()),
-            slot = self.in_flight.clone().acquire_owned() => slot.map_err(|_| End::Closed),
+            place = places.clone().acquire_owned() => place.map_err(|_| End::Closed),
         }
     }
 
@@ -196,7 +206,7 @@ async fn dispatch(
         Some(Request::Produce(request)) => {
             produce::handle(connection, id, request, frame.body, slot).await;
         }
-        Some(Request::Fetch(request)) => fetch::handle(connection, id, request, slot),
+        Some(Request::Fetch(request)) => fetch::handle(connection, id, request, slot).await,
         Some(Request::Hello(_)) => {
             let refusal = Refusal::new(ErrorCode::InvalidRequest, "a second hello");
             connection.refuse(id, refusal, slot);

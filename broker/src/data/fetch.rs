@@ -63,9 +63,8 @@ pub(super) struct Found {
 #[derive(Debug)]
 pub(super) struct IndexCold;
 
-/// Answers a fetch, or leaves it to a task of its own: to wait for records, for the disk, or for
-/// answers before it to be sent.
-pub(super) fn handle(
+/// Answers a fetch, or leaves it to a task of its own: to wait for records, or for the disk.
+pub(super) async fn handle(
     connection: &Arc<Connection>,
     correlation_id: u64,
     request: data::FetchRequest,
@@ -78,12 +77,15 @@ pub(super) fn handle(
         Ok(fetch) => fetch,
         Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
     };
-    if let Ok(plan) = connection.plans.clone().try_acquire_owned()
-        && let Ok(found) = fetch.look(&state.store, IndexRead::ResidentOnly)
+    let Ok(plan) = connection.plan().await else {
+        return;
+    };
+    if let Ok(found) = fetch.look(&state.store, IndexRead::ResidentOnly)
         && (!found.is_empty() || wait.is_zero())
     {
         return fetch.answer(connection, found, slot, plan);
     }
+    drop(plan);
     let deadline = Instant::now() + wait;
     tokio::spawn(parked::wait(connection.clone(), Box::new(fetch), slot, deadline));
 }

@@ -22,12 +22,10 @@ pub(super) async fn wait(
     let store = &connection.plane.state.store;
     let mut timed_out = false;
     loop {
-        let plan = tokio::select! {
-            biased;
-            () = connection.ended.cancelled() => return,
-            permit = connection.plans.clone().acquire_owned() => permit,
+        let Ok(plan) = connection.plan().await else {
+            return;
         };
-        let (Ok(plan), Some((same, found))) = (plan, look(&connection, fetch).await) else {
+        let Some((same, found)) = look(&connection, fetch).await else {
             return;
         };
         fetch = same;

@@ -87,6 +87,7 @@ impl FrameReader {
                 return Ok(frame);
             }
             writer::flush(connection);
+            connection.kept.pause().await;
             let read = if self.is_idle() {
                 self.read_first().await
             } else {

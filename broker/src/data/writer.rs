@@ -96,7 +96,6 @@ impl Turn {
     }
 
     async fn write_all(&mut self) -> io::Result<()> {
-        let mut turn_bytes = 0;
         while self.has_next() {
             let plane = &self.connection.plane;
             let limits = &plane.state.config.limits;
@@ -108,7 +107,7 @@ impl Turn {
                 let mode = plane.state.config.transfer.mode;
                 let kept = &self.connection.kept;
                 let transfer = Transfer::new(socket, mode, kept, &plane.pool, &plane.state.metrics);
-                transfer.send(&response.head, &response.ranges, &mut turn_bytes).await?;
+                transfer.send(&response.head, &response.ranges).await?;
             } else {
                 let sent = socket.write(|_| self.send_heads()).await?;
                 self.advance(sent);
