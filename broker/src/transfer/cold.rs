@@ -19,7 +19,7 @@ use rustix::io::ReadWriteFlags;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::load::{ReadAhead, STEP_BYTES, load};
+use super::load::{ReadAhead, load};
 use super::rest::{Pieces, Rest};
 use crate::metrics::Metrics;
 
@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 const LOAD_BYTES: usize = 1 << 20;
 
 /// Distance between the probes of one piece.
-const PROBE_BYTES: usize = STEP_BYTES;
+const PROBE_BYTES: usize = 512 << 10;
 
 /// A page that is resident vouches for the block of this many bytes it lies in, for a second or two:
 /// what was written or read in together mostly stays together. Where it does not, sending waits for
