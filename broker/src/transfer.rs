@@ -228,3 +228,25 @@ impl<'a> Transfer<'a> {
         self.socket.write(|stream| sendfile::send(stream, &piece)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn who_has_sent_enough_lets_others_go_first_once() {
+        let kept = Kept::default();
+        let is_ready = || {
+            let pause = pin!(kept.pause());
+            pause.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        };
+        kept.sent.fetch_add(CALL_BYTES_MAX - 1, Relaxed);
+        assert!(is_ready(), "it has not sent enough");
+        kept.sent.fetch_add(1, Relaxed);
+        assert!(!is_ready(), "it pauses, whichever answers that were");
+        assert!(is_ready(), "it has paused");
+    }
+}
