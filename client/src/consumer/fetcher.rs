@@ -52,13 +52,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Sends every fetch that is wanted and allowed.
+/// Sends every fetch that is wanted and allowed, as long as there is a connection: over one that has
+/// ended a fetch fails at once, and its queues want to be fetched again.
 fn fetch(shared: &Arc<Shared>, connection: &Connection) {
     let limits = FetchLimits {
         prefetch_bytes_max: shared.config.prefetch_bytes_max,
         in_flight_max: connection.hello().max_in_flight.max(1) as usize,
     };
-    loop {
+    while !connection.is_closed() {
         let next = shared.queues.lock().plan(&limits);
         match next {
             Next::Fetch(plan) => {

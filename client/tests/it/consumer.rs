@@ -29,6 +29,27 @@ fn committed(mock: &Mock, queue: u32) -> Option<u64> {
     mock.state.committed.lock().get(&("g".into(), "t".into(), queue)).copied()
 }
 
+#[test]
+fn a_connection_that_ends_right_after_its_hello_is_replaced() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    // On a thread of its own, which a consumer that never lets go of it could keep from ending.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            // For several fetches at a time: the first to meet a closed socket ends the connection.
+            let mock = Mock::start(&[("t", 1000)]).await;
+            mock.store("t", 0, &[b"here"]);
+            *mock.state.brief_connections.lock() = 3;
+            let client = mock.client().await;
+            let consumer = client.consumer().subscribe("t", TagFilter::all()).broadcast();
+            let consumer = consumer.start_at(StartAt::Earliest);
+            let mut consumer = consumer.build().await.unwrap();
+            done.send(receive(&mut consumer, 1).await).unwrap();
+        });
+    });
+    assert_eq!(is_done.recv_timeout(2 * SOON).unwrap(), ["here"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_producers_send_arrives_whole_and_in_order_per_queue() {
     let mock = Mock::start(&[("t", 4)]).await;

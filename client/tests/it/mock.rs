@@ -56,6 +56,8 @@ pub struct State {
     pub on_produce: Mutex<Option<OnProduce>>,
     pub on_fetch: Mutex<Option<OnFetch>>,
     pub connections: Mutex<usize>,
+    /// So many of the next data connections end right after their hello.
+    pub brief_connections: Mutex<usize>,
     members: Mutex<Option<mpsc::UnboundedSender<JoinedMember>>>,
     arrivals: Notify,
 }
@@ -126,6 +128,14 @@ impl Mock {
 }
 
 impl State {
+    /// Whether a new connection is one of the brief ones.
+    fn is_brief(&self) -> bool {
+        let mut left = self.brief_connections.lock();
+        let is_brief = *left > 0;
+        *left -= usize::from(is_brief);
+        is_brief
+    }
+
     /// Seals and stores a record; gives its offset and position.
     fn append(&self, topic: &str, queue: u32, mut record: Vec<u8>) -> (u64, u64) {
         let mut topics = self.topics.lock();

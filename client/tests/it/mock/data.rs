@@ -61,6 +61,11 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
                     ..HelloResponse::default()
                 };
                 answers.send(encode(id, Response::Hello(hello), &[])).unwrap();
+                if state.is_brief() {
+                    // Which ends it once the hello is written.
+                    drop(answers);
+                    return writer.await.unwrap();
+                }
             }
             Request::Produce(request) => {
                 let act = state.on_produce.lock().as_mut().map_or(Act::Serve, |on| on(&request));
