@@ -89,8 +89,8 @@ pub struct StorageConfig {
     /// How long records at durability `write` may stay unsynced.
     #[serde(with = "human")]
     pub flush_interval: Duration,
-    /// A checkpoint is written when one of these two is reached: it bounds what a restart after
-    /// a crash has to scan.
+    /// A checkpoint is written this long after the first record that the one before lacks, or when
+    /// `checkpoint_bytes` were appended: it bounds what a restart after a crash has to scan.
     #[serde(with = "human")]
     pub checkpoint_interval: Duration,
     /// See `checkpoint_interval`.

@@ -49,17 +49,25 @@ impl Housekeeper {
         let dispatched = &self.marks.dispatched;
         let mut done = dispatched.get();
         let mut noted = done;
-        let mut checkpoint_due = Instant::now() + self.checkpoint_interval;
+        // None while there is nothing new: an idle store wakes this thread for retention alone.
+        let mut checkpoint_due = None;
         let mut retention_due = Instant::now() + self.retention_interval;
         loop {
-            // Early only if much was appended. The wait fails when the store is closed.
-            let deadline = retention_due.min(checkpoint_due);
-            if dispatched.wait_until(noted + self.checkpoint_bytes, Some(deadline)).is_err() {
+            let (position, deadline) = match checkpoint_due {
+                None => (done + 1, retention_due),
+                Some(due) => (noted + self.checkpoint_bytes, retention_due.min(due)),
+            };
+            // The wait fails when the store is closed.
+            if dispatched.wait_until(position, Some(deadline)).is_err() {
                 return;
             }
-            let (reached, due) = (dispatched.get(), Instant::now() >= checkpoint_due);
-            let written = if reached > done && (due || reached - done >= self.views_due()) {
-                (done, noted) = (reached, reached);
+            let (reached, now) = (dispatched.get(), Instant::now());
+            if reached > done && checkpoint_due.is_none() {
+                checkpoint_due = Some(now + self.checkpoint_interval);
+            }
+            let due = checkpoint_due.is_some_and(|due| now >= due);
+            let written = if due || reached - done >= self.views_due() {
+                (done, noted, checkpoint_due) = (reached, reached, None);
                 self.write_checkpoint(false)
             } else if reached >= noted + self.checkpoint_bytes {
                 noted = reached;
@@ -71,9 +79,6 @@ impl Housekeeper {
                 && !self.can_go_on("a checkpoint", error)
             {
                 return;
-            }
-            if due {
-                checkpoint_due = Instant::now() + self.checkpoint_interval;
             }
             if Instant::now() >= retention_due {
                 retention_due = Instant::now() + self.retention_interval;
