@@ -6,36 +6,53 @@ use std::task::{Context, Poll, Waker};
 
 use crate::sync::Mutex;
 
-/// The wakers of those who wait for something new in a queue; [`Arrival`] is how to be one of them.
+/// As many queues of a topic share their [`Arrivals`], so that waiting for many costs little more than
+/// waiting for one.
+pub const QUEUES_PER_BLOCK: u32 = u64::BITS;
+
+/// Those who wait for something new in a block of neighbouring queues; [`Arrival`] is how to be one of
+/// them.
 #[derive(Debug, Default)]
 pub struct Arrivals {
-    wakers: Mutex<Vec<Waker>>,
+    waiting: Mutex<Vec<Waiting>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// A bit for each queue of the block.
+    queues: u64,
+    waker: Waker,
 }
 
 impl Arrivals {
-    /// Adds a waker, unless it is there already. It is woken once.
-    pub fn register(&self, waker: &Waker) {
-        let mut wakers = self.wakers.lock();
-        if !wakers.iter().any(|w| w.will_wake(waker)) {
-            wakers.push(waker.clone());
+    /// Adds queues to those that a waker waits for, each by the bit of its number in the block. The
+    /// first that has news wakes it, once for all of them.
+    pub fn register(&self, queues: u64, waker: &Waker) {
+        let mut waiting = self.waiting.lock();
+        match waiting.iter_mut().find(|known| known.waker.will_wake(waker)) {
+            Some(known) => known.queues |= queues,
+            None => waiting.push(Waiting { queues, waker: waker.clone() }),
         }
     }
 
     /// Takes a waker out again.
     pub fn deregister(&self, waker: &Waker) {
-        self.wakers.lock().retain(|w| !w.will_wake(waker));
+        self.waiting.lock().retain(|known| !known.waker.will_wake(waker));
     }
 
-    pub(crate) fn wake(&self) {
-        let wakers = std::mem::take(&mut *self.wakers.lock());
-        wakers.into_iter().for_each(Waker::wake);
+    /// Wakes those who wait for one of these queues.
+    pub(crate) fn wake(&self, queues: u64) {
+        let mut waiting = self.waiting.lock();
+        let woken: Vec<_> = waiting.extract_if(.., |known| known.queues & queues != 0).collect();
+        drop(waiting);
+        woken.into_iter().for_each(|known| known.waker.wake());
     }
 }
 
 /// What somebody waits for: news in any of some queues.
 pub trait Wanted {
-    /// Calls `each` with the arrivals of every queue.
-    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals));
+    /// Calls `each` with the arrivals of every block, and which of its queues are wanted.
+    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals, u64));
 
     /// Whether there is something by now.
     fn has_news(&self) -> bool;
@@ -47,7 +64,7 @@ pub trait Wanted {
 #[must_use = "futures do nothing unless polled"]
 pub struct Arrival<W: Wanted> {
     wanted: W,
-    /// What has been registered with every queue.
+    /// What has been registered with every block.
     waker: Option<Waker>,
 }
 
@@ -65,7 +82,7 @@ impl<W: Wanted + Unpin> Future for Arrival<W> {
         if self.waker.is_some() {
             return Poll::Ready(());
         }
-        self.wanted.arrivals(&mut |arrivals| arrivals.register(context.waker()));
+        self.wanted.arrivals(&mut |arrivals, queues| arrivals.register(queues, context.waker()));
         self.waker = Some(context.waker().clone());
         if self.wanted.has_news() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -74,7 +91,7 @@ impl<W: Wanted + Unpin> Future for Arrival<W> {
 impl<W: Wanted> Drop for Arrival<W> {
     fn drop(&mut self) {
         if let Some(waker) = &self.waker {
-            self.wanted.arrivals(&mut |arrivals| arrivals.deregister(waker));
+            self.wanted.arrivals(&mut |arrivals, _| arrivals.deregister(waker));
         }
     }
 }

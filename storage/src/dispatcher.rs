@@ -188,7 +188,7 @@ impl Dispatcher {
             if queue.waits_for_flush() {
                 self.unflushed.push(to, queue);
             } else {
-                queue.arrivals().wake();
+                queue.wake();
             }
         }
         self.flushed();

@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 
 use longwire_proto::name::is_system_topic;
 
-use crate::arrivals::Arrivals;
+use crate::arrivals::{Arrivals, QUEUES_PER_BLOCK};
 use crate::consume_queue::ConsumeQueue;
 use crate::marks::Marks;
 use crate::queue_files::QueueFiles;
@@ -146,6 +146,8 @@ impl Topic {
         self.flush.store(config.durability == Durability::Flush, Relaxed);
         let mut queues = self.queues();
         for id in queues.len() as u32..config.queues {
+            let block = queues.last().filter(|_| !id.is_multiple_of(QUEUES_PER_BLOCK));
+            let arrivals = block.map(|queue| queue.arrivals.clone()).unwrap_or_default();
             let queue = Queue {
                 topic: self.name.clone(),
                 created_position: self.created_position,
@@ -157,7 +159,7 @@ impl Topic {
                 touched: AtomicU64::new(0),
                 index: index(id)?,
                 files: self.files.clone(),
-                arrivals: Arrivals::default(),
+                arrivals,
                 marks: marks.clone(),
             };
             queue.next_offset.store(queue.index.end(), Relaxed);
@@ -185,7 +187,8 @@ pub struct Queue {
     touched: AtomicU64,
     pub(crate) index: ConsumeQueue,
     files: Arc<QueueFiles>,
-    arrivals: Arrivals,
+    /// Shared by the queues of a block.
+    arrivals: Arc<Arrivals>,
     marks: Arc<Marks>,
 }
 
@@ -221,9 +224,21 @@ impl Queue {
         self.index.extent_below(visible).unwrap_or_else(|| (self.min_offset(), self.max_offset()))
     }
 
-    /// Those who wait for something to become visible in this queue.
+    /// Whether an offset is that of the next record to come: then there is nothing to look for yet.
+    /// Costs less than a look at the offsets.
+    pub fn is_next(&self, offset: u64) -> bool {
+        self.next_offset() == offset
+    }
+
+    /// Those who wait for something to become visible in this queue or its neighbours: the block of
+    /// [`QUEUES_PER_BLOCK`] whose numbers differ only in the remainder.
     pub fn arrivals(&self) -> &Arrivals {
         &self.arrivals
+    }
+
+    /// Wakes those who wait for something to become visible in this queue.
+    pub(crate) fn wake(&self) {
+        self.arrivals.wake(1 << (self.id % QUEUES_PER_BLOCK));
     }
 
     /// The position up to which records of this queue are visible.
@@ -250,7 +265,7 @@ impl Queue {
 
     pub(crate) fn delete(&self) {
         self.deleted.store(true, Release);
-        self.arrivals.wake();
+        self.wake();
     }
 
     /// Notes new entries; `true` if there were none since the last checkpoint.

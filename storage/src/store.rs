@@ -113,7 +113,7 @@ impl Store {
             let _ = thread.join();
         }
         for queue in self.topics.all().iter().flat_map(|topic| topic.queues()) {
-            queue.arrivals().wake();
+            queue.wake();
         }
         let checkpoint = match self.marks.failure() {
             Some(reason) => Err(CloseError::Poisoned(reason)),

@@ -26,7 +26,7 @@ impl Unflushed {
         let mut waiting = self.waiting.lock();
         while waiting.front().is_some_and(|(end, _)| *end <= durable) {
             if let Some((_, queue)) = waiting.pop_front() {
-                queue.arrivals().wake();
+                queue.wake();
             }
         }
     }

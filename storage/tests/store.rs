@@ -112,7 +112,7 @@ fn what_is_not_flushed_is_visible_only_where_the_topic_says_so() {
     let write = TopicConfig { durability: Durability::Write, ..TopicConfig::new("write", 1) };
     let queue = store.create_topic(write).unwrap().queue(0).unwrap();
     let woken = Arc::new(Count(AtomicUsize::new(0)));
-    queue.arrivals().register(&Waker::from(woken.clone()));
+    queue.arrivals().register(1, &Waker::from(woken.clone()));
 
     let mut bytes = records("write", 0, &[b"x"]);
     let mut run = RecordRun::check("write", 0, &mut bytes).unwrap();

@@ -8,7 +8,10 @@ use longwire_proto::data::{self, response_header};
 use longwire_proto::limits::{
     FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, QUEUES_PER_FETCH_MAX, TAGS_PER_FETCH_MAX,
 };
-use longwire_storage::{IndexRead, Queue, Range, ReadError, ReadPlan, Store, TagFilter, Topic};
+use longwire_storage::{
+    Arrivals, IndexRead, QUEUES_PER_BLOCK, Queue, Range, ReadError, ReadPlan, Store, TagFilter,
+    Topic,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -80,14 +83,15 @@ pub(super) async fn handle(
     let Ok(plan) = connection.plan().await else {
         return;
     };
-    if let Ok(found) = fetch.look(&state.store, IndexRead::ResidentOnly)
-        && (!found.is_empty() || wait.is_zero())
-    {
-        return fetch.answer(connection, found, slot, plan);
-    }
+    let is_cold = match fetch.look(&state.store, IndexRead::ResidentOnly) {
+        Ok(found) if !found.is_empty() || wait.is_zero() => {
+            return fetch.answer(connection, found, slot, plan);
+        }
+        looked => looked.is_err(),
+    };
     drop(plan);
     let deadline = Instant::now() + wait;
-    tokio::spawn(parked::wait(connection.clone(), Box::new(fetch), slot, deadline));
+    tokio::spawn(parked::wait(connection.clone(), Box::new(fetch), slot, deadline, is_cold));
 }
 
 impl Fetch {
@@ -160,7 +164,7 @@ impl Fetch {
                     continue;
                 }
             };
-            if wanted.next == queue.max_offset() {
+            if queue.is_next(wanted.next) || wanted.next == queue.max_offset() {
                 continue;
             }
             let bytes_max = left.min(wanted.bytes_max);
@@ -218,8 +222,10 @@ impl Fetch {
     pub(super) fn has_news(&self, store: &Store) -> bool {
         self.topics.iter().any(|wanted| wanted.is_gone(store))
             || self.queues().any(|(queue, next)| {
-                let (min, max) = queue.offsets();
-                max > next || min > next
+                !queue.is_next(next) && {
+                    let (min, max) = queue.offsets();
+                    max > next || min > next
+                }
             })
     }
 
@@ -232,13 +238,30 @@ impl Fetch {
         }
     }
 
+    /// Calls `each` with the blocks of queues there are, and which queues are wanted of each.
+    pub(super) fn arrivals(&self, each: &mut dyn FnMut(&Arrivals, u64)) {
+        for wanted in self.queues.chunk_by(|a, b| a.topic == b.topic && a.block() == b.block()) {
+            let Some(queue) = self.queue(&wanted[0]) else { continue };
+            let bits = wanted.iter().filter_map(|wanted| wanted.queue.ok());
+            let bits = bits.fold(0, |bits, queue| bits | 1 << (queue % QUEUES_PER_BLOCK as usize));
+            each(queue.arrivals(), bits);
+        }
+    }
+
     /// The queues there are, and the offsets wanted of them.
-    pub(super) fn queues(&self) -> impl Iterator<Item = (&Arc<Queue>, u64)> {
+    fn queues(&self) -> impl Iterator<Item = (&Arc<Queue>, u64)> {
         self.queues.iter().filter_map(|wanted| Some((self.queue(wanted)?, wanted.next)))
     }
 
     fn queue(&self, wanted: &WantedQueue) -> Option<&Arc<Queue>> {
         Some(&self.topics[wanted.topic].queues[wanted.queue.ok()?])
+    }
+}
+
+impl WantedQueue {
+    /// Which block of its topic's queues it belongs to.
+    fn block(&self) -> Option<usize> {
+        Some(self.queue.ok()? / QUEUES_PER_BLOCK as usize)
     }
 }
 

@@ -12,16 +12,29 @@ use super::fetch::{Fetch, Found};
 use super::writer;
 
 /// Answers the fetch as soon as there is something for it, at the latest at the deadline; not at
-/// all once the connection has ended.
+/// all once the connection has ended. `is_cold`: what is not in memory has still to be looked at, so
+/// that is done first.
 pub(super) async fn wait(
     connection: Arc<Connection>,
     mut fetch: Box<Fetch>,
     slot: OwnedSemaphorePermit,
     deadline: Instant,
+    is_cold: bool,
 ) {
     let store = &connection.plane.state.store;
     let mut timed_out = false;
+    let mut look_first = is_cold;
     loop {
+        if !std::mem::take(&mut look_first) {
+            let _parked = Parked::new(&connection.plane.state.metrics.parked_fetches);
+            tokio::select! {
+                biased;
+                () = connection.ended.cancelled() => return,
+                () = sleep_until(deadline) => timed_out = true,
+                () = Arrival::new(News { fetch: &fetch, store }) => {}
+            }
+            fetch.drop_deleted(store);
+        }
         let Ok(plan) = connection.plan().await else {
             return;
         };
@@ -34,15 +47,6 @@ pub(super) async fn wait(
             // It is large, and most of a parked fetch's life not needed.
             return Box::pin(writer::write(&connection)).await;
         }
-        drop((plan, found));
-        let _parked = Parked::new(&connection.plane.state.metrics.parked_fetches);
-        tokio::select! {
-            biased;
-            () = connection.ended.cancelled() => return,
-            () = sleep_until(deadline) => timed_out = true,
-            () = Arrival::new(News { fetch: &fetch, store }) => {}
-        }
-        fetch.drop_deleted(store);
     }
 }
 
@@ -74,8 +78,8 @@ struct News<'a> {
 }
 
 impl Wanted for News<'_> {
-    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals)) {
-        self.fetch.queues().for_each(|(queue, _)| each(queue.arrivals()));
+    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals, u64)) {
+        self.fetch.arrivals(each);
     }
 
     fn has_news(&self) -> bool {

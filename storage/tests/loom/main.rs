@@ -34,19 +34,23 @@ mod error {
 
 /// What the files under test know of queues: who waits, and up to where there are records.
 mod queue {
+    use std::sync::Arc;
+
     use crate::arrivals::Arrivals;
     use crate::sync::Mutex;
 
     #[derive(Debug, Default)]
     pub(crate) struct Queue {
-        pub(crate) arrivals: Arrivals,
+        /// Its bit in the block.
+        pub(crate) bit: u64,
+        pub(crate) arrivals: Arc<Arrivals>,
         /// Where in the log the newest record ends.
         pub(crate) end: Mutex<u64>,
     }
 
     impl Queue {
-        pub(crate) fn arrivals(&self) -> &Arrivals {
-            &self.arrivals
+        pub(crate) fn wake(&self) {
+            self.arrivals.wake(self.bit);
         }
     }
 }

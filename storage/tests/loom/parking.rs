@@ -2,7 +2,8 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Poll, Wake, Waker};
 
 use loom::future::block_on;
 use loom::thread;
@@ -20,8 +21,14 @@ struct Shared {
 }
 
 impl Shared {
-    fn new() -> Arc<Shared> {
-        let (queues, unflushed) = (Default::default(), Unflushed::default());
+    /// Both queues in one block, or each in a block of its own.
+    fn new(blocks: usize) -> Arc<Shared> {
+        let arrivals = [(); 2].map(|()| Arc::<Arrivals>::default());
+        let queue = |id: usize| {
+            let arrivals = arrivals[id % blocks].clone();
+            Arc::new(Queue { bit: 1 << id, arrivals, ..Queue::default() })
+        };
+        let (queues, unflushed) = ([queue(0), queue(1)], Unflushed::default());
         Arc::new(Shared { queues, unflushed, durable: Watermark::new(0) })
     }
 
@@ -42,8 +49,8 @@ impl Shared {
 struct News(Arc<Shared>);
 
 impl Wanted for News {
-    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals)) {
-        self.0.queues.iter().for_each(|queue| each(queue.arrivals()));
+    fn arrivals(&self, each: &mut dyn FnMut(&Arrivals, u64)) {
+        self.0.queues.iter().for_each(|queue| each(&queue.arrivals, queue.bit));
     }
 
     fn has_news(&self) -> bool {
@@ -61,33 +68,35 @@ fn read(shared: &Arc<Shared>) {
 
 #[test]
 fn a_reader_learns_of_records_whether_dispatched_or_flushed_last() {
-    model(|| {
-        let shared = Shared::new();
-        let reader = thread::spawn({
-            let shared = shared.clone();
-            move || read(&shared)
+    for blocks in [1, 2] {
+        model(move || {
+            let shared = Shared::new(blocks);
+            let reader = thread::spawn({
+                let shared = shared.clone();
+                move || read(&shared)
+            });
+            let flusher = thread::spawn({
+                let shared = shared.clone();
+                move || shared.flush(1)
+            });
+            shared.dispatch(1, 1);
+            flusher.join().unwrap();
+            reader.join().unwrap();
         });
-        let flusher = thread::spawn({
-            let shared = shared.clone();
-            move || shared.flush(1)
-        });
-        shared.dispatch(1, 1);
-        flusher.join().unwrap();
-        reader.join().unwrap();
-    });
+    }
 }
 
 #[test]
 fn a_reader_learns_of_records_that_need_no_flush() {
     model(|| {
-        let shared = Shared::new();
+        let shared = Shared::new(2);
         shared.flush(1);
         let reader = thread::spawn({
             let shared = shared.clone();
             move || read(&shared)
         });
         *shared.queues[0].end.lock() = 1;
-        shared.queues[0].arrivals().wake();
+        shared.queues[0].wake();
         reader.join().unwrap();
     });
 }
@@ -95,7 +104,7 @@ fn a_reader_learns_of_records_that_need_no_flush() {
 #[test]
 fn a_reader_who_leaves_takes_no_other_with_him() {
     model(|| {
-        let shared = Shared::new();
+        let shared = Shared::new(1);
         shared.flush(1);
         let reader = thread::spawn({
             let shared = shared.clone();
@@ -116,4 +125,29 @@ fn a_reader_who_leaves_takes_no_other_with_him() {
         reader.join().unwrap();
         leaver.join().unwrap();
     });
+}
+
+#[test]
+fn a_reader_is_woken_once_and_only_by_what_it_waits_for() {
+    model(|| {
+        let arrivals = Arrivals::default();
+        let woken = Arc::new(Count::default());
+        let waker = Waker::from(woken.clone());
+        arrivals.register(0b0001, &waker);
+        arrivals.register(0b0100, &waker);
+        arrivals.wake(0b0010);
+        assert_eq!(woken.0.load(SeqCst), 0, "a neighbour's news");
+        arrivals.wake(0b0100);
+        arrivals.wake(0b0001);
+        assert_eq!(woken.0.load(SeqCst), 1);
+    });
+}
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
 }
