@@ -45,6 +45,32 @@ fn fetches_of_one_connection_park_independently() {
 }
 
 #[test]
+fn a_fetch_of_many_queues_in_any_order_is_answered_by_each_of_them() {
+    let broker = TestBroker::start_with(|config| config.broker.default_queues = 150);
+    let (mut producer, mut consumer) =
+        (Client::connect(broker.addr()), Client::connect(broker.addr()));
+    producer.produce_visible("t", 141, &["so that the topic exists"]);
+    // Every other queue, those of one end and the other in turn.
+    let mut wanted: Vec<(u32, u64)> =
+        (0..37).flat_map(|n| [(2 * n, 0), (148 - 2 * n, 0)]).collect();
+    for queue in [0, 62, 64, 76, 126, 128, 148] {
+        let id = consumer.send(Request::Fetch(fetch("t", &wanted, 1 << 20, LONG)), &[]);
+        until(|| broker.metric("longwire_parked_fetches") == 1.0);
+        // A neighbour that nobody waits for.
+        producer.produce_visible("t", queue + 1, &["not wanted"]);
+        let body = format!("to {queue}");
+        producer.produce_bodies("t", queue, &[&body]);
+        let (response, fetched) = consumer.fetched(id);
+        assert_eq!(response.results.len(), 1, "{response:?}");
+        assert_eq!(wanted[response.results[0].index as usize].0, queue);
+        assert_eq!(split(&fetched)[0].body(), body.as_bytes());
+        // The next fetch goes on from here.
+        let at = response.results[0].index as usize;
+        wanted[at].1 = response.results[0].next_offset;
+    }
+}
+
+#[test]
 fn a_fetch_that_finds_nothing_ends_empty_at_its_deadline() {
     let broker = TestBroker::start();
     let mut client = Client::connect(broker.addr());
