@@ -95,7 +95,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    const fn hot(layout: Layout, size: usize) -> Case {
+    pub(crate) const fn hot(layout: Layout, size: usize) -> Case {
         let (residency, beside) = (Residency::Hot, Beside::Alone);
         Case { size, layout, residency, connections: 1, in_flight: 1, beside }
     }
@@ -122,7 +122,7 @@ impl Case {
     }
 }
 
-const KIB: usize = 1024;
+pub(crate) const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
 /// The stream that the marks for CPU per GB and for throughput are about.

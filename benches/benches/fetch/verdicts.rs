@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{Cell, Cells, Round};
-use crate::matrix::{Arm, Beside, Case, NEWEST, NEWEST_BESIDE, Residency, SCATTERED, STREAM};
+use crate::matrix::{
+    Arm, Beside, Case, KIB, Layout, NEWEST, NEWEST_BESIDE, Residency, SCATTERED, STREAM,
+};
 use crate::parked::Parked;
 use crate::reference::Reference;
 
@@ -55,10 +57,13 @@ pub(crate) fn verdicts(cells: Cells<'_>, reference: &Reference, parked: &Parked)
     let faster = ratio(STREAM, Arm::Buffered, "MB/s", |cell| cell.mb_per_s);
     judge("streaming: throughput, of buffered's, at least 1.5", faster, |x| x >= 1.5);
     let each = ratio(SCATTERED, Arm::Sendfile, "ms/GB", per_gb);
-    let alone = ratio(SCATTERED.over(1), Arm::Sendfile, "ms/GB", per_gb);
-    let each = each.map(|(figure, text)| match &alone {
-        Some((_, alone)) => (figure, format!("{text}; one connection: {alone}")),
-        None => (figure, text),
+    let each = each.map(|(figure, mut text)| {
+        for case in [64, 128].map(|kib| Case::hot(Layout::Thousand, kib * KIB)) {
+            if let Some((_, alone)) = ratio(case, Arm::Sendfile, "ms/GB", per_gb) {
+                text += &format!("; at {}, one connection: {alone}", case.describe());
+            }
+        }
+        (figure, text)
     });
     judge("1,000 queues: CPU, of one sendfile per record's, at most 0.25", each, |x| x <= 0.25);
     let scattered = ratio(SCATTERED, Arm::Buffered, "ms/GB", per_gb);
@@ -75,7 +80,10 @@ pub(crate) fn verdicts(cells: Cells<'_>, reference: &Reference, parked: &Parked)
     let beside = beside(cells);
     judge("tail p99 beside a catch-up reader, of alone, at most 1.5", beside, |x| x <= 1.5);
     judge("better than every single arm somewhere", best_gain(cells), |x| x < 1.0);
-    verdicts.push(no_regret(cells));
+    let mark = "no regret: p50, p99 and CPU within 5 % of the best of buffered, mmap and sendfile, or the noise";
+    verdicts.push(no_regret(cells, mark, |arm| arm != Arm::Splice));
+    let mark = "the same with splice among them, which is measured for the record";
+    verdicts.push(no_regret(cells, mark, |_| true));
     verdicts
 }
 
@@ -111,7 +119,8 @@ fn is_steady(case: &Case) -> bool {
     case.residency == Residency::Hot && case.beside == Beside::Alone
 }
 
-fn no_regret(cells: Cells<'_>) -> Verdict {
+/// Holds adaptive against the best of the other arms that count.
+fn no_regret(cells: Cells<'_>, mark: &str, counts: fn(Arm) -> bool) -> Verdict {
     let mut points = 0;
     let mut outside = Vec::new();
     let mut within = 0;
@@ -122,7 +131,7 @@ fn no_regret(cells: Cells<'_>) -> Verdict {
             ("CPU", |round| round.cpu_us_per_fetch),
         ];
         for (what, figure) in figures {
-            let Some(regret) = regret(cells, case, what, figure) else { continue };
+            let Some(regret) = regret(cells, case, what, figure, counts) else { continue };
             points += 1;
             if regret.ratio <= REGRET {
                 within += 1;
@@ -148,11 +157,16 @@ fn no_regret(cells: Cells<'_>) -> Verdict {
     if outside.len() > 6 {
         measured += &format!("; and {} more", outside.len() - 6);
     }
-    let mark = "no regret: p50, p99 and CPU within 5 % of the best arm, or the noise".into();
-    Verdict { mark, measured, reached: points > 0 && outside.is_empty() }
+    Verdict { mark: mark.into(), measured, reached: points > 0 && outside.is_empty() }
 }
 
-fn regret(cells: Cells<'_>, case: Case, what: &'static str, figure: Figure) -> Option<Regret> {
+fn regret(
+    cells: Cells<'_>,
+    case: Case,
+    what: &'static str,
+    figure: Figure,
+    counts: fn(Arm) -> bool,
+) -> Option<Regret> {
     let spread = |cell: &Cell| {
         let mut all: Vec<f64> = cell.rounds.iter().map(figure).collect();
         all.sort_by(f64::total_cmp);
@@ -160,7 +174,7 @@ fn regret(cells: Cells<'_>, case: Case, what: &'static str, figure: Figure) -> O
         (middle, (all[all.len() - 1] - all[0]) / middle)
     };
     let (ours, noise) = spread(cells.find(Arm::Adaptive, case)?);
-    let others = cells.at(case).filter(|cell| cell.arm != Arm::Adaptive);
+    let others = cells.at(case).filter(|cell| cell.arm != Arm::Adaptive && counts(cell.arm));
     let (best, (theirs, noise_there)) =
         others.map(|cell| (cell.arm, spread(cell))).min_by(|(_, a), (_, b)| a.0.total_cmp(&b.0))?;
     Some(Regret { case, what, best, ratio: ours / theirs, noise: noise.max(noise_there) })
