@@ -6,12 +6,13 @@ use std::task::{Context, Poll, Waker};
 
 use crate::sync::Mutex;
 
-/// As many queues of a topic share their [`Arrivals`], so that waiting for many costs little more than
-/// waiting for one.
-pub const QUEUES_PER_BLOCK: u32 = u64::BITS;
+/// Which block of its topic a queue belongs to, and its bit in the block.
+pub fn block_of(queue: u32) -> (u32, u64) {
+    (queue / u64::BITS, 1 << (queue % u64::BITS))
+}
 
-/// Those who wait for something new in a block of neighbouring queues; [`Arrival`] is how to be one of
-/// them.
+/// Those who wait for something new in a block of neighbouring queues, so that waiting for many costs
+/// little more than waiting for one; [`Arrival`] is how to be one of them.
 #[derive(Debug, Default)]
 pub struct Arrivals {
     waiting: Mutex<Vec<Waiting>>,
@@ -25,8 +26,8 @@ struct Waiting {
 }
 
 impl Arrivals {
-    /// Adds queues to those that a waker waits for, each by the bit of its number in the block. The
-    /// first that has news wakes it, once for all of them.
+    /// Adds queues to those that a waker waits for, each by its bit in the block
+    /// ([`block_of`]). The first that has news wakes it, once for all of them.
     pub fn register(&self, queues: u64, waker: &Waker) {
         let mut waiting = self.waiting.lock();
         match waiting.iter_mut().find(|known| known.waker.will_wake(waker)) {

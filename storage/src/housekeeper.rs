@@ -62,8 +62,8 @@ impl Housekeeper {
                 return;
             }
             let (reached, now) = (dispatched.get(), Instant::now());
-            if reached > done && checkpoint_due.is_none() {
-                checkpoint_due = Some(now + self.checkpoint_interval);
+            if reached > done {
+                checkpoint_due.get_or_insert(now + self.checkpoint_interval);
             }
             let due = checkpoint_due.is_some_and(|due| now >= due);
             let written = if due || reached - done >= self.views_due() {

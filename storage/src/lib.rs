@@ -79,7 +79,7 @@ mod watermark;
 mod zeros;
 
 pub use appender::{Appended, Extent, QueueRun};
-pub use arrivals::{Arrival, Arrivals, QUEUES_PER_BLOCK, Wanted};
+pub use arrivals::{Arrival, Arrivals, Wanted, block_of};
 pub use config::{AppendPath, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
 pub use consume_queue::IndexRead;
 pub use error::{

@@ -9,7 +9,7 @@ use parking_lot::RwLock;
 
 use longwire_proto::name::is_system_topic;
 
-use crate::arrivals::{Arrivals, QUEUES_PER_BLOCK};
+use crate::arrivals::{Arrivals, block_of};
 use crate::consume_queue::ConsumeQueue;
 use crate::marks::Marks;
 use crate::queue_files::QueueFiles;
@@ -146,8 +146,8 @@ impl Topic {
         self.flush.store(config.durability == Durability::Flush, Relaxed);
         let mut queues = self.queues();
         for id in queues.len() as u32..config.queues {
-            let block = queues.last().filter(|_| !id.is_multiple_of(QUEUES_PER_BLOCK));
-            let arrivals = block.map(|queue| queue.arrivals.clone()).unwrap_or_default();
+            let neighbour = queues.last().filter(|last| block_of(last.id).0 == block_of(id).0);
+            let arrivals = neighbour.map(|queue| queue.arrivals.clone()).unwrap_or_default();
             let queue = Queue {
                 topic: self.name.clone(),
                 created_position: self.created_position,
@@ -224,21 +224,21 @@ impl Queue {
         self.index.extent_below(visible).unwrap_or_else(|| (self.min_offset(), self.max_offset()))
     }
 
-    /// Whether an offset is that of the next record to come: then there is nothing to look for yet.
-    /// Costs less than a look at the offsets.
-    pub fn is_next(&self, offset: u64) -> bool {
-        self.next_offset() == offset
+    /// Whether an offset is where the queue ends for those who read it: there is nothing to look for
+    /// yet. Where nothing invisible lies behind it, that is known without a look at the index.
+    pub fn ends_at(&self, offset: u64) -> bool {
+        offset == self.next_offset() || offset == self.max_offset()
     }
 
-    /// Those who wait for something to become visible in this queue or its neighbours: the block of
-    /// [`QUEUES_PER_BLOCK`] whose numbers differ only in the remainder.
+    /// Those who wait for something to become visible in this queue or its neighbours in a
+    /// block ([`block_of`]).
     pub fn arrivals(&self) -> &Arrivals {
         &self.arrivals
     }
 
     /// Wakes those who wait for something to become visible in this queue.
     pub(crate) fn wake(&self) {
-        self.arrivals.wake(1 << (self.id % QUEUES_PER_BLOCK));
+        self.arrivals.wake(block_of(self.id).1);
     }
 
     /// The position up to which records of this queue are visible.

@@ -9,8 +9,7 @@ use longwire_proto::limits::{
     FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, QUEUES_PER_FETCH_MAX, TAGS_PER_FETCH_MAX,
 };
 use longwire_storage::{
-    Arrivals, IndexRead, QUEUES_PER_BLOCK, Queue, Range, ReadError, ReadPlan, Store, TagFilter,
-    Topic,
+    Arrivals, IndexRead, Queue, Range, ReadError, ReadPlan, Store, TagFilter, Topic, block_of,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -164,7 +163,7 @@ impl Fetch {
                     continue;
                 }
             };
-            if queue.is_next(wanted.next) || wanted.next == queue.max_offset() {
+            if queue.ends_at(wanted.next) {
                 continue;
             }
             let bytes_max = left.min(wanted.bytes_max);
@@ -222,7 +221,7 @@ impl Fetch {
     pub(super) fn has_news(&self, store: &Store) -> bool {
         self.topics.iter().any(|wanted| wanted.is_gone(store))
             || self.queues().any(|(queue, next)| {
-                !queue.is_next(next) && {
+                !queue.ends_at(next) && {
                     let (min, max) = queue.offsets();
                     max > next || min > next
                 }
@@ -240,11 +239,11 @@ impl Fetch {
 
     /// Calls `each` with the blocks of queues there are, and which queues are wanted of each.
     pub(super) fn arrivals(&self, each: &mut dyn FnMut(&Arrivals, u64)) {
-        for wanted in self.queues.chunk_by(|a, b| a.topic == b.topic && a.block() == b.block()) {
+        let block = |wanted: &WantedQueue| (wanted.topic, wanted.block().map(|(block, _)| block));
+        for wanted in self.queues.chunk_by(|a, b| block(a) == block(b)) {
             let Some(queue) = self.queue(&wanted[0]) else { continue };
-            let bits = wanted.iter().filter_map(|wanted| wanted.queue.ok());
-            let bits = bits.fold(0, |bits, queue| bits | 1 << (queue % QUEUES_PER_BLOCK as usize));
-            each(queue.arrivals(), bits);
+            let bits = wanted.iter().filter_map(|wanted| Some(wanted.block()?.1));
+            each(queue.arrivals(), bits.fold(0, |bits, bit| bits | bit));
         }
     }
 
@@ -259,9 +258,9 @@ impl Fetch {
 }
 
 impl WantedQueue {
-    /// Which block of its topic's queues it belongs to.
-    fn block(&self) -> Option<usize> {
-        Some(self.queue.ok()? / QUEUES_PER_BLOCK as usize)
+    /// Which block of its topic's queues it belongs to, and its bit there.
+    fn block(&self) -> Option<(u32, u64)> {
+        Some(block_of(self.queue.ok()? as u32))
     }
 }
 

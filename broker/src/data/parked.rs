@@ -12,18 +12,17 @@ use super::fetch::{Fetch, Found};
 use super::writer;
 
 /// Answers the fetch as soon as there is something for it, at the latest at the deadline; not at
-/// all once the connection has ended. `is_cold`: what is not in memory has still to be looked at, so
-/// that is done first.
+/// all once the connection has ended. `look_first`: before it is parked, as what is not in memory has
+/// not been looked at yet.
 pub(super) async fn wait(
     connection: Arc<Connection>,
     mut fetch: Box<Fetch>,
     slot: OwnedSemaphorePermit,
     deadline: Instant,
-    is_cold: bool,
+    mut look_first: bool,
 ) {
     let store = &connection.plane.state.store;
     let mut timed_out = false;
-    let mut look_first = is_cold;
     loop {
         if !std::mem::take(&mut look_first) {
             let _parked = Parked::new(&connection.plane.state.metrics.parked_fetches);
