@@ -1,6 +1,6 @@
 //! Checkpoints and retention, on a thread of their own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -181,12 +181,15 @@ impl Housekeeper {
             self.disk.sync_file_system(self.log.dir())?;
             live.iter().zip(ends).for_each(|(queue, end)| queue.index.note_synced(end));
         } else {
-            live.iter().try_for_each(|queue| queue.index.sync())?;
+            live.iter().try_for_each(|queue| queue.unless_deleted(queue.index.sync()))?;
+            let dirs: BTreeMap<_, _> =
+                live.iter().map(|queue| (queue.files().dir(), queue)).collect();
+            for (dir, queue) in &dirs {
+                queue.unless_deleted(self.disk.sync_dir(dir))?;
+            }
             // A topic's folder may be as new as its files.
-            let dirs = live.iter().map(|queue| queue.files().dir());
-            let dirs: BTreeSet<_> =
-                dirs.flat_map(|dir| [Some(dir), dir.parent()]).flatten().collect();
-            dirs.into_iter().try_for_each(|dir| self.disk.sync_dir(dir))?;
+            let parents: BTreeSet<_> = dirs.keys().filter_map(|dir| dir.parent()).collect();
+            parents.into_iter().try_for_each(|dir| self.disk.sync_dir(dir))?;
         }
         Ok(noted)
     }

@@ -263,6 +263,18 @@ impl Queue {
         self.deleted.load(Acquire)
     }
 
+    /// What was not found because the topic has been deleted is no failure: its files go while others
+    /// are still at work on its queues.
+    pub(crate) fn unless_deleted<T: Default>(&self, result: io::Result<T>) -> io::Result<T> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_deleted() => {
+                Ok(T::default())
+            }
+            result => result,
+        }
+    }
+
+    /// To be called before its files go.
     pub(crate) fn delete(&self) {
         self.deleted.store(true, Release);
         self.wake();

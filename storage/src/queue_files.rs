@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -72,6 +72,16 @@ impl FileCache {
     }
 }
 
+/// What there is of a topic's folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Folder {
+    /// Made with its first file.
+    Absent,
+    Made,
+    /// Gone with its topic. A checkpoint may still be at work on the queues, and must not bring it back.
+    Deleted,
+}
+
 /// The folder of one topic's consume queues.
 #[derive(Debug)]
 pub(crate) struct QueueFiles {
@@ -79,7 +89,7 @@ pub(crate) struct QueueFiles {
     dir: PathBuf,
     /// Tells folders apart in the cache, also two that had the same path one after another.
     number: u64,
-    made: AtomicBool,
+    folder: Mutex<Folder>,
     /// What the folder held when it was opened: queue to byte offsets of its files, ascending.
     found: Mutex<HashMap<u32, Vec<u64>>>,
 }
@@ -94,9 +104,9 @@ impl QueueFiles {
             found.entry(queue).or_default().push(base);
         }
         found.values_mut().for_each(|bases| bases.sort_unstable());
-        let made = AtomicBool::new(!names.is_empty());
+        let folder = if names.is_empty() { Folder::Absent } else { Folder::Made };
         let number = NUMBERS.fetch_add(1, Relaxed);
-        Ok(QueueFiles { cache, dir, number, made, found: Mutex::new(found) })
+        Ok(QueueFiles { cache, dir, number, folder: folder.into(), found: found.into() })
     }
 
     /// The folder.
@@ -135,14 +145,15 @@ impl QueueFiles {
         Ok((file.read_at(&mut bytes, 0)? == bytes.len()).then_some(bytes))
     }
 
-    /// Writes entries from an offset on; they must not cross the end of a file.
+    /// Writes entries from an offset on; they must not cross the end of a file. Those of a deleted topic
+    /// are dropped.
     pub(crate) fn write(&self, queue: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let at = offset * ENTRY_BYTES;
         let base = at - at % FILE_BYTES;
-        if !self.made.swap(true, Relaxed) {
-            self.cache.disk.create_dir(&self.dir)?;
-        }
-        self.file(queue, base, true)?.write_all_at(&mut [IoSlice::new(bytes)], at - base)?;
+        let Some(file) = self.file_to_write(queue, base)? else {
+            return Ok(());
+        };
+        file.write_all_at(&mut [IoSlice::new(bytes)], at - base)?;
         let mut found = self.found.lock();
         let bases = found.entry(queue).or_default();
         if bases.last() != Some(&base) {
@@ -195,14 +206,40 @@ impl QueueFiles {
 
     /// Removes the folder with everything in it.
     pub(crate) fn remove_all(&self) -> io::Result<()> {
-        self.cache.forget(|(number, _, _)| *number == self.number);
+        self.remove_folder(Folder::Absent)
+    }
+
+    /// As [`remove_all`](Self::remove_all), for good: the topic has been deleted.
+    pub(crate) fn delete(&self) -> io::Result<()> {
+        self.remove_folder(Folder::Deleted)
+    }
+
+    fn remove_folder(&self, then: Folder) -> io::Result<()> {
+        let before = std::mem::replace(&mut *self.folder.lock(), then);
         self.found.lock().clear();
-        if self.made.swap(false, Relaxed) { self.cache.disk.remove_dir(&self.dir) } else { Ok(()) }
+        if before == Folder::Made {
+            self.cache.disk.remove_dir(&self.dir)?;
+        }
+        self.cache.forget(|(number, _, _)| *number == self.number);
+        Ok(())
     }
 
     fn remove(&self, queue: u32, base: u64) -> io::Result<()> {
         self.cache.forget(|key| *key == (self.number, queue, base));
         self.cache.disk.remove(&self.dir.join(file_name(queue, base)))
+    }
+
+    /// A file that is made if it is absent; `None` where the topic has been deleted.
+    fn file_to_write(&self, queue: u32, base: u64) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        // Locked until the file is there: a folder that is deleted meanwhile takes it along.
+        let mut folder = self.folder.lock();
+        match *folder {
+            Folder::Deleted => return Ok(None),
+            Folder::Absent => _ = self.cache.disk.create_dir(&self.dir)?,
+            Folder::Made => {}
+        }
+        *folder = Folder::Made;
+        self.file(queue, base, true).map(Some)
     }
 
     fn file(&self, queue: u32, base: u64, create: bool) -> io::Result<Arc<dyn DiskFile>> {

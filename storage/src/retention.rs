@@ -141,7 +141,8 @@ impl Retention {
 /// Whether a topic still has messages in a segment, or before it.
 fn has_below(topic: &Topic, segment: &Segment) -> io::Result<bool> {
     for queue in topic.queues() {
-        if queue.index.first_position()?.is_some_and(|position| position < segment.end()) {
+        let first = queue.unless_deleted(queue.index.first_position())?;
+        if first.is_some_and(|position| position < segment.end()) {
             return Ok(true);
         }
     }
@@ -156,7 +157,8 @@ pub(crate) fn trim_topics(log: &CommitLog, topics: &Topics, now_ms: i64) -> io::
         if retention_ms > 0 {
             let oldest_ms = now_ms.saturating_sub_unsigned(retention_ms);
             for queue in topic.queues() {
-                queue.index.trim_to(offset_at_time(log, &queue, oldest_ms)?);
+                let first = queue.unless_deleted(offset_at_time(log, &queue, oldest_ms))?;
+                queue.index.trim_to(first);
             }
         }
         if retention_bytes > 0 {
@@ -172,7 +174,8 @@ fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
     let mut newest = BinaryHeap::new();
     let mut ends: Vec<u64> = queues.iter().map(|queue| queue.index.end()).collect();
     let before = |queue: &Queue, end: u64| {
-        if end > queue.index.first() { queue.index.entry(end - 1).map(Some) } else { Ok(None) }
+        let some = end > queue.index.first();
+        queue.unless_deleted(some.then(|| queue.index.entry(end - 1)).transpose())
     };
     for (at, queue) in queues.iter().enumerate() {
         newest.extend(before(queue, ends[at])?.map(|entry| (entry.position, entry.size, at)));
@@ -239,7 +242,7 @@ impl Housekeeper {
         self.log.pop_oldest();
         let mut trimmed = Vec::new();
         for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
-            if queue.index.trim(segment.end())? {
+            if queue.unless_deleted(queue.index.trim(segment.end()))? {
                 if queue.mark_unsynced() {
                     self.dispatcher.unsynced.lock().push(queue.clone());
                 }
@@ -248,7 +251,7 @@ impl Housekeeper {
         }
         // Files go only when no checkpoint knows of them.
         self.checkpoint_to_make_room()?;
-        trimmed.iter().try_for_each(|queue| queue.index.remove_old())?;
+        trimmed.iter().try_for_each(|queue| queue.unless_deleted(queue.index.remove_old()))?;
         segment.unlink(&*self.disk)?;
         // Before the next one goes: should a power cut bring back only some of them, a gap would be left.
         self.disk.sync_dir(self.log.dir())?;
@@ -261,7 +264,8 @@ impl Housekeeper {
         let mut floors: HashMap<Arc<str>, Vec<QueueOffset>> = HashMap::new();
         for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
             let offset = queue.index.end();
-            if offset > 0 && queue.index.last()?.is_none_or(|last| last.position < position) {
+            let last = queue.unless_deleted(queue.index.last())?;
+            if offset > 0 && last.is_none_or(|last| last.position < position) {
                 let floor = QueueOffset { queue: queue.id(), offset };
                 floors.entry(queue.topic().clone()).or_default().push(floor);
             }

@@ -100,6 +100,6 @@ impl Topics {
             return Ok(());
         };
         topic.queues().iter().for_each(|queue| queue.delete());
-        topic.files().remove_all()
+        topic.files().delete()
     }
 }

@@ -269,6 +269,36 @@ fn retention_by_size_removes_whole_segments_and_loses_no_configuration() {
 }
 
 #[test]
+fn topics_are_deleted_beside_checkpoints_and_retention_and_nothing_is_left_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let eager = StoreConfig {
+        checkpoint_interval: Duration::ZERO,
+        retention_check_interval: Duration::from_millis(1),
+        retention_bytes: Some(256 << 10),
+        ..config(dir.path())
+    };
+    let store = Store::open(eager).unwrap();
+    // More than an index keeps in memory: retention has to look into its files.
+    let many = vec![&b"body"[..]; 1000];
+    for round in 0..200 {
+        let name = format!("t{}", round % 3);
+        let topic = TopicConfig { retention_bytes: 50 << 10, ..TopicConfig::new(&name, 8) };
+        let topic = store.create_topic(topic).unwrap();
+        for id in 0..8 {
+            let queue = topic.queue(id).unwrap();
+            let mut bytes = records(&name, id, if id == 0 { &many } else { &many[..1] });
+            let mut run = RecordRun::check(&name, id, &mut bytes).unwrap();
+            store.append_blocking(&queue, &mut run).unwrap();
+        }
+        store.delete_topic(&name).unwrap();
+    }
+    store.close().unwrap();
+    let left = std::fs::read_dir(dir.path().join("consumequeue")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name.to_str().unwrap().starts_with("%SYS%")), "{left:?}");
+}
+
+#[test]
 fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(config(dir.path())).unwrap();
