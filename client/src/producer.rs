@@ -1,9 +1,11 @@
 //! Sends messages.
 //!
-//! A message is encoded at once, into the batch of its queue ([`lane`]). The sender takes the batches
-//! that are ready and sends them, those of many queues in one frame ([`frame`]), several frames in
-//! flight. All deliveries of a batch share its outcome ([`batch`]): nothing is allocated per message.
+//! A message is encoded at once, into the batch of its queue ([`lane`]), by way of the [`arena`] where
+//! thousands of queues are in use. The sender takes the batches that are ready and sends them, those
+//! of many queues in one frame ([`frame`]), several frames in flight. All deliveries of a batch share
+//! its outcome ([`batch`]): nothing is allocated per message.
 
+mod arena;
 mod batch;
 mod builder;
 mod delivery;
@@ -31,7 +33,8 @@ use crate::client::Client;
 use crate::connection::Connection;
 use crate::message::{Message, Receipt};
 use crate::{Error, ErrorKind};
-use batch::{Placed, SealedBatch};
+use arena::Arena;
+use batch::{Placed, Record, SealedBatch};
 use builder::Config;
 use lane::{Lane, Pace};
 use schedule::Schedule;
@@ -80,6 +83,9 @@ struct Shared {
     topics: Topics,
     schedule: Schedule,
     spares: Spares,
+    arena: Arena,
+    /// So many queues wait for their turn that their records are encoded in the arena.
+    spread: AtomicBool,
     /// The free bytes of the buffer.
     buffer: Semaphore,
     frames_in_flight: AtomicUsize,
@@ -107,12 +113,14 @@ impl Producer {
     fn start(client: Client, config: Config, connection: Connection) -> Producer {
         let shared = Arc::new(Shared {
             buffer: Semaphore::new(config.buffer_bytes_max),
+            spares: Spares::default(),
+            arena: Arena::new(config.buffer_bytes_max),
+            spread: AtomicBool::new(false),
             origin: Mutex::new(Origin::of(&connection)),
             client,
             config,
             topics: Topics::default(),
             schedule: Schedule::default(),
-            spares: Spares::default(),
             frames_in_flight: AtomicUsize::new(0),
             bytes_in_flight: AtomicUsize::new(0),
             hurried: AtomicBool::new(false),
@@ -284,14 +292,14 @@ impl Shared {
             ..RecordDraft::default()
         };
         let durability = message.durability.unwrap_or(self.config.durability);
-        let appended = lane
-            .append(
-                &draft,
-                durability,
-                (room.record_bytes, room.reserved),
-                &self.pace(),
-                &self.spares,
-            )
+        let (arena, spread) = (&self.arena, self.spread.load(Ordering::Relaxed));
+        let record = match spread {
+            true => arena.encode(&draft, room.record_bytes).map(Record::Encoded),
+            false => Ok(Record::Draft(&draft)),
+        };
+        let size = (room.record_bytes, room.reserved);
+        let appended = record
+            .and_then(|record| lane.append(record, durability, size, &self.pace(), &self.spares))
             .map_err(|error| Error::invalid(format!("a message to {}: {error}", message.topic)))?;
         room.reserved = 0;
         self.schedule.apply(lane, appended.change);

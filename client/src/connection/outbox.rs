@@ -5,13 +5,13 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
+use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
 use super::{Wire, lost};
 
-/// Slices handed to one write: a frame with the most runs, and its head. The kernel takes up to 1024.
-const SLICES_MAX: usize = RUNS_PER_PRODUCE_MAX + 1;
+/// Slices handed to one write, the most that the kernel takes (`UIO_MAXIOV`).
+const SLICES_MAX: usize = 1024;
 
 /// A frame: its head and the parts of its body, which are never copied together.
 pub(super) struct OutFrame {
@@ -22,9 +22,9 @@ pub(super) struct OutFrame {
 
 impl OutFrame {
     pub(super) fn new(id: u64, head: Bytes, body: Vec<Bytes>) -> OutFrame {
-        let mut parts = VecDeque::from(body);
-        parts.push_front(head);
-        parts.retain(|part| !part.is_empty());
+        let mut parts = VecDeque::with_capacity(1 + body.len());
+        parts.push_back(head);
+        parts.extend(body);
         OutFrame { id, parts, begun: false }
     }
 }
@@ -51,14 +51,11 @@ impl Outbox {
             return Ok(true);
         };
         while !self.frames.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let parts = self.frames.iter().flat_map(|frame| &frame.parts);
-            let mut count = 0;
-            for (slice, part) in slices.iter_mut().zip(parts) {
-                *slice = IoSlice::new(part);
-                count += 1;
-            }
-            match socket.try_write_vectored(&slices[..count]) {
+            let parts = self.frames.iter().flat_map(|frame| &frame.parts).take(SLICES_MAX);
+            let slices: SmallVec<[_; 16]> = parts.map(|part| IoSlice::new(part)).collect();
+            let written = socket.try_write_vectored(&slices);
+            drop(slices);
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => advance(&mut self.frames, written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use longwire_proto::data::Extent;
 use longwire_proto::record::{EncodeError, RecordDraft};
 use parking_lot::Mutex;
@@ -15,6 +15,9 @@ use crate::{Error, ErrorKind};
 
 /// Where in a batch each record begins. A batch of a few needs no allocation for them.
 pub(super) type Starts = SmallVec<[u32; 16]>;
+
+/// The bytes of a batch in their order: mostly one slice, or one for each record.
+pub(super) type Slices = SmallVec<[Bytes; 1]>;
 
 /// What all deliveries of a batch share: its fate, once that is known.
 #[derive(Debug)]
@@ -107,28 +110,43 @@ impl Batch {
     }
 }
 
+/// A record on its way into a batch.
+#[derive(Debug)]
+pub(super) enum Record<'a> {
+    /// To be encoded behind the ones before.
+    Draft(&'a RecordDraft<'a>),
+    /// Has been encoded elsewhere.
+    Encoded(BytesMut),
+}
+
 /// A batch that still takes records.
 #[derive(Debug)]
 pub(super) struct OpenBatch {
     pub(super) batch: Arc<Batch>,
-    pub(super) bytes: Vec<u8>,
+    slices: Slices,
+    /// The last slice, where records are encoded.
+    last: Vec<u8>,
+    pub(super) bytes: usize,
     pub(super) starts: Starts,
     pub(super) durability: Durability,
     /// Bytes of the producer's buffer taken for it, given back when it is decided.
-    pub(super) reserved: usize,
+    reserved: usize,
     pub(super) created: Instant,
 }
 
 impl OpenBatch {
+    /// An empty batch that encodes into `buffer`.
     pub(super) fn new(
         topic: &Arc<str>,
         queue: u32,
         durability: Durability,
-        bytes: Vec<u8>,
+        buffer: Vec<u8>,
     ) -> Self {
         OpenBatch {
             batch: Arc::new(Batch::new(topic.clone(), queue)),
-            bytes,
+            slices: Slices::new(),
+            last: buffer,
+            bytes: 0,
             starts: Starts::new(),
             durability,
             reserved: 0,
@@ -137,22 +155,34 @@ impl OpenBatch {
     }
 
     /// Adds a record and returns its number in the batch.
-    pub(super) fn push(
-        &mut self,
-        draft: &RecordDraft<'_>,
-        reserved: usize,
-    ) -> Result<u32, EncodeError> {
-        let start = self.bytes.len() as u32;
-        draft.encode(&mut self.bytes)?;
-        self.starts.push(start);
+    pub(super) fn push(&mut self, record: Record<'_>, reserved: usize) -> Result<u32, EncodeError> {
+        let bytes = match record {
+            Record::Draft(draft) => draft.encode(&mut self.last)?,
+            Record::Encoded(record) => {
+                let bytes = record.len();
+                self.end_slice();
+                self.slices.push(record.freeze());
+                bytes
+            }
+        };
+        self.starts.push(self.bytes as u32);
+        self.bytes += bytes;
         self.reserved += reserved;
         Ok(self.starts.len() as u32 - 1)
     }
 
-    pub(super) fn seal(self) -> SealedBatch {
+    fn end_slice(&mut self) {
+        if !self.last.is_empty() {
+            self.slices.push(std::mem::take(&mut self.last).into());
+        }
+    }
+
+    pub(super) fn seal(mut self) -> SealedBatch {
+        self.end_slice();
         SealedBatch {
             batch: self.batch,
-            bytes: self.bytes.into(),
+            slices: self.slices,
+            bytes: self.bytes,
             starts: self.starts,
             durability: self.durability,
             reserved: self.reserved,
@@ -167,7 +197,8 @@ impl OpenBatch {
 #[derive(Debug)]
 pub(super) struct SealedBatch {
     pub(super) batch: Arc<Batch>,
-    pub(super) bytes: Bytes,
+    pub(super) slices: Slices,
+    pub(super) bytes: usize,
     pub(super) starts: Starts,
     pub(super) durability: Durability,
     pub(super) reserved: usize,

@@ -60,7 +60,7 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
             Taken::Batch(batch, counted) => {
                 shared.schedule.uncount(counted);
                 durability = Some(batch.durability);
-                bytes += batch.bytes.len();
+                bytes += batch.bytes;
                 header_bytes += run_header_bytes;
                 batches.push((lane, batch));
             }
@@ -83,10 +83,12 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
             }
         },
         queue: lane.queue,
-        bytes: batch.bytes.len() as u32,
+        bytes: batch.bytes as u32,
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
-    let body = batches.iter().map(|(_, batch)| batch.bytes.clone()).collect();
+    let slices = batches.iter().map(|(_, batch)| batch.slices.len()).sum();
+    let mut body = Vec::with_capacity(slices);
+    body.extend(batches.iter().flat_map(|(_, batch)| &batch.slices).cloned());
     // What has waited longest is about twice as large as what waits on average.
     let has_small_runs = batches.len() > 1 && bytes < batches.len() * 2 * RUN_BYTES_GOOD;
     let reserved = batches.iter().map(|(_, batch)| batch.reserved).sum();
@@ -148,7 +150,7 @@ fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: Pro
             let starts = std::mem::take(&mut batch.starts);
             let placed = Placed { level, extents: result.extents, starts };
             shared.decide(&batch, Ok(placed));
-            shared.spares.put(batch.bytes);
+            batch.slices.drain(..).for_each(|slice| shared.spares.put(slice));
             shared.schedule.apply(lane, lane.finish(&shared.pace()));
         }
         _ => {

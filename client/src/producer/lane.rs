@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use longwire_proto::record::{EncodeError, RecordDraft};
+use longwire_proto::record::EncodeError;
 use parking_lot::Mutex;
 
-use super::batch::{Batch, OpenBatch, SealedBatch};
+use super::batch::{Batch, OpenBatch, Record, SealedBatch};
 use super::spares::Spares;
 use crate::message::{Durability, TopicQueue};
 
@@ -120,7 +120,7 @@ impl Lane {
     /// Adds a record of at most `record_bytes`. `reserved` bytes of the buffer go with it.
     pub(super) fn append(
         &self,
-        draft: &RecordDraft<'_>,
+        record: Record<'_>,
         durability: Durability,
         (record_bytes, reserved): (usize, usize),
         pace: &Pace,
@@ -129,25 +129,29 @@ impl Lane {
         let mut state = self.state.lock();
         let state = &mut *state;
         let fits = |open: &OpenBatch| {
-            open.durability == durability && open.bytes.len() + record_bytes <= pace.batch_bytes_max
+            open.durability == durability && open.bytes + record_bytes <= pace.batch_bytes_max
         };
-        let (open, index) = match &mut state.open {
+        let (open, before, index) = match &mut state.open {
             Some(open) if fits(open) => {
-                let index = open.push(draft, reserved)?;
-                (open, index)
+                let before = open.bytes;
+                let index = open.push(record, reserved)?;
+                (open, before, index)
             }
             full => {
                 let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
-                let bytes = spares.take(room);
-                let mut next = OpenBatch::new(&self.head.name, self.queue, durability, bytes);
-                let index = next.push(draft, reserved)?;
+                let buffer = match record {
+                    Record::Draft(_) => spares.take(room),
+                    Record::Encoded(_) => Vec::new(),
+                };
+                let mut next = OpenBatch::new(&self.head.name, self.queue, durability, buffer);
+                let index = next.push(record, reserved)?;
                 state.complete.extend(full.take());
-                (full.insert(next), index)
+                (full.insert(next), 0, index)
             }
         };
         let batch = open.batch.clone();
-        let added = open.bytes.len() - open.starts[index as usize] as usize;
-        if open.bytes.len() >= pace.batch_bytes_max {
+        let added = open.bytes - before;
+        if open.bytes >= pace.batch_bytes_max {
             self.head.leave(self.queue);
         }
         let first = state.again.is_none() && state.complete.is_empty();
@@ -166,8 +170,8 @@ impl Lane {
     pub(super) fn take(&self, fits: impl FnOnce(usize, Durability) -> bool) -> Taken {
         let mut state = self.state.lock();
         let next = match (&state.again, state.first()) {
-            (Some(again), _) => Some((again.bytes.len(), again.durability)),
-            (None, open) => open.map(|open| (open.bytes.len(), open.durability)),
+            (Some(again), _) => Some((again.bytes, again.durability)),
+            (None, open) => open.map(|open| (open.bytes, open.durability)),
         };
         match next {
             Some((bytes, durability)) if !fits(bytes, durability) => return Taken::Unfit,
@@ -180,7 +184,7 @@ impl Lane {
         };
         state.urgent &= state.open.is_some();
         state.in_flight = Some(batch.batch.clone());
-        state.last_bytes = batch.bytes.len();
+        state.last_bytes = batch.bytes;
         self.head.leave(self.queue);
         Taken::Batch(batch, counted)
     }
@@ -265,7 +269,7 @@ impl State {
         if self.in_flight.is_some() || self.again.is_some() {
             return Change::Nothing;
         }
-        let complete = !self.complete.is_empty() || first.bytes.len() >= pace.batch_bytes_max;
+        let complete = !self.complete.is_empty() || first.bytes >= pace.batch_bytes_max;
         if complete || self.urgent || pace.linger.is_zero() {
             return self.make_ready();
         }
@@ -278,8 +282,8 @@ impl State {
     }
 
     fn make_ready(&mut self) -> Change {
-        let again = self.again.as_ref().map(|again| again.bytes.len());
-        let first = again.or_else(|| self.first().map(|first| first.bytes.len()));
+        let again = self.again.as_ref().map(|again| again.bytes);
+        let first = again.or_else(|| self.first().map(|first| first.bytes));
         self.counted = first.unwrap_or_default();
         self.listed = Listed::Ready;
         Change::Ready(self.counted)
@@ -288,6 +292,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use longwire_proto::record::RecordDraft;
+
     use super::*;
 
     fn lane() -> Lane {
@@ -302,7 +308,8 @@ mod tests {
     fn append(lane: &Lane, body: &[u8], durability: Durability, pace: &Pace) -> Appended {
         let draft = RecordDraft { topic: "t", body, ..RecordDraft::default() };
         let bytes = 120 + body.len();
-        lane.append(&draft, durability, (bytes, bytes), pace, &Spares::default()).unwrap()
+        let record = Record::Draft(&draft);
+        lane.append(record, durability, (bytes, bytes), pace, &Spares::default()).unwrap()
     }
 
     fn take(lane: &Lane) -> Option<SealedBatch> {

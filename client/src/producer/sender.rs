@@ -73,10 +73,11 @@ fn send(
     let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
     loop {
         let in_flight = shared.frames_in_flight.load(Relaxed);
-        let paused = small_runs_from.is_some()
-            && !shared.hurried.load(Relaxed)
-            && shared.schedule.is_full_of_runs()
-            && shared.has_much_waiting();
+        let spread = shared.schedule.is_full_of_runs() && shared.has_much_waiting();
+        if shared.spread.swap(spread, Relaxed) && !spread {
+            shared.arena.release();
+        }
+        let paused = small_runs_from.is_some() && !shared.hurried.load(Relaxed) && spread;
         let worth = (in_flight < SMALL_FRAMES_IN_FLIGHT_MAX && !paused)
             || shared.schedule.fills_a_frame()
             || shared.is_crowded();

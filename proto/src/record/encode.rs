@@ -2,10 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bytes::BufMut;
+
 use super::{CHECKSUM_PROPERTY_BYTES, MAGIC_V1, RECORD_BYTES_MIN};
 use super::{crc32, encode_property, has_separator, host_bytes, property, sys_flag};
 use crate::limits::{BODY_BYTES_MAX, PROPERTIES_BYTES_MAX};
 use crate::name::{NameError, check_topic};
+
+/// What comes before the body at most, with IPv6 hosts.
+const HEAD_BYTES_MAX: usize = 112;
 
 /// What a producer knows of a record. [`encode`](RecordDraft::encode) turns it into bytes.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +86,11 @@ impl RecordDraft<'_> {
     ///
     /// The broker-owned fields are zero, and room for the whole-record checksum is the last
     /// property.
-    pub fn encode(&self, out: &mut Vec<u8>) -> Result<usize, EncodeError> {
+    ///
+    /// # Panics
+    ///
+    /// If `out` cannot grow and has no room for the record; a `Vec` and a `BytesMut` can.
+    pub fn encode(&self, out: &mut impl BufMut) -> Result<usize, EncodeError> {
         let properties_bytes = self.check()?;
         let born_v6 = self.born_host.is_ipv6();
         let mut flags = self.sys_flag & !(sys_flag::BORN_HOST_V6 | sys_flag::STORE_HOST_V6);
@@ -94,30 +103,32 @@ impl RecordDraft<'_> {
             + self.topic.len()
             + properties_bytes;
 
-        out.reserve(size);
-        let start = out.len();
-        out.extend_from_slice(&(size as u32).to_be_bytes());
-        out.extend_from_slice(&MAGIC_V1.to_be_bytes());
-        out.extend_from_slice(&crc32(self.body).to_be_bytes());
-        out.extend_from_slice(&self.queue.to_be_bytes());
-        out.extend_from_slice(&self.flag.to_be_bytes());
-        out.extend_from_slice(&[0; 16]); // queue offset, physical offset
-        out.extend_from_slice(&flags.to_be_bytes());
-        out.extend_from_slice(&self.born_timestamp_ms.to_be_bytes());
-        put_host(out, self.born_host);
-        out.extend_from_slice(&[0; 8]); // store timestamp
-        out.resize(out.len() + host_bytes(self.store_host_v6), 0);
-        out.extend_from_slice(&[0; 12]); // reconsume times, prepared transaction offset
-        out.extend_from_slice(&(self.body.len() as u32).to_be_bytes());
-        out.extend_from_slice(self.body);
-        out.push(self.topic.len() as u8);
-        out.extend_from_slice(self.topic.as_bytes());
-        out.extend_from_slice(&(properties_bytes as u16).to_be_bytes());
+        // Put together here, as room is checked for with every put.
+        let mut head = [0; HEAD_BYTES_MAX];
+        let mut rest = &mut head[..];
+        rest.put_u32(size as u32);
+        rest.put_u32(MAGIC_V1);
+        rest.put_u32(crc32(self.body));
+        rest.put_u32(self.queue);
+        rest.put_i32(self.flag);
+        rest.put_bytes(0, 16); // queue offset, physical offset
+        rest.put_u32(flags);
+        rest.put_i64(self.born_timestamp_ms);
+        put_host(&mut rest, self.born_host);
+        rest.put_bytes(0, 8); // store timestamp
+        rest.put_bytes(0, host_bytes(self.store_host_v6));
+        rest.put_bytes(0, 12); // reconsume times, prepared transaction offset
+        rest.put_u32(self.body.len() as u32);
+        let head_bytes = HEAD_BYTES_MAX - rest.len();
+        out.put_slice(&head[..head_bytes]);
+        out.put_slice(self.body);
+        out.put_u8(self.topic.len() as u8);
+        out.put_slice(self.topic.as_bytes());
+        out.put_u16(properties_bytes as u16);
         for (name, value) in self.all_properties() {
             encode_property(out, name, value);
         }
         encode_property(out, property::CHECKSUM, "0000000000");
-        debug_assert_eq!(out.len() - start, size);
         Ok(size)
     }
 
@@ -153,10 +164,10 @@ impl RecordDraft<'_> {
     }
 }
 
-fn put_host(out: &mut Vec<u8>, host: SocketAddr) {
+fn put_host(out: &mut impl BufMut, host: SocketAddr) {
     match host.ip() {
-        IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
+        IpAddr::V4(ip) => out.put_slice(&ip.octets()),
+        IpAddr::V6(ip) => out.put_slice(&ip.octets()),
     }
-    out.extend_from_slice(&u32::from(host.port()).to_be_bytes());
+    out.put_u32(host.port().into());
 }

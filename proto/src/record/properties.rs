@@ -1,17 +1,19 @@
 //! The property block: `name 0x01 value 0x02`, repeated, without escapes.
 
+use bytes::BufMut;
+
 use super::property;
 
 const NAME_END: u8 = 0x01;
 const VALUE_END: u8 = 0x02;
 
 /// Appends one property. Name and value must not contain a separator ([`has_separator`]).
-pub fn encode_property(out: &mut Vec<u8>, name: &str, value: &str) {
+pub fn encode_property(out: &mut impl BufMut, name: &str, value: &str) {
     debug_assert!(!has_separator(name) && !has_separator(value));
-    out.extend_from_slice(name.as_bytes());
-    out.push(NAME_END);
-    out.extend_from_slice(value.as_bytes());
-    out.push(VALUE_END);
+    out.put_slice(name.as_bytes());
+    out.put_u8(NAME_END);
+    out.put_slice(value.as_bytes());
+    out.put_u8(VALUE_END);
 }
 
 /// Whether the text has a byte that ends a name or value, so that it cannot be part of a property.

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p longwire-tests --bin many-queues [QUEUES [MESSAGES [BODY_BYTES]]]`
 //! (10,000 queues, 1,000,000 messages of 1,024 bytes if not given). The two are run in turn, five
-//! times, and of each the run with the best second pass counts. The first pass includes the making of
-//! every queue's files.
+//! times: the ratios are the median ones of the five turns, and the figures of each are those of the
+//! run with the median second pass. The first pass includes the making of every queue's files.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -30,11 +30,11 @@ async fn main() -> ExitCode {
         body_bytes: argument(2, 1_024).clamp(8, 4 << 20) as usize,
     };
     let runs = [run(FEW_QUEUES.into()), run(argument(0, 10_000).clamp(1, 1_000_000))];
-    let mut best: [Option<Outcome>; 2] = [None, None];
+    let mut outcomes: [Vec<Outcome>; 2] = [Vec::new(), Vec::new()];
     // Kept to the end: ext4 is slow to make files where it has just deleted many.
     let mut folders = Vec::new();
     for _ in 0..ROUNDS {
-        for (run, best) in runs.iter().zip(&mut best) {
+        for (run, outcomes) in runs.iter().zip(&mut outcomes) {
             let folder = match tempfile::tempdir() {
                 Ok(folder) => folder,
                 Err(error) => {
@@ -42,34 +42,38 @@ async fn main() -> ExitCode {
                     return ExitCode::FAILURE;
                 }
             };
-            let outcome = run.go(folder.path()).await;
+            outcomes.push(run.go(folder.path()).await);
             // Room for the next one.
             let _ = std::fs::remove_dir_all(folder.path().join("commitlog"));
             folders.push(folder);
-            if best.as_ref().is_none_or(|best| second(&outcome) < second(best)) {
-                *best = Some(outcome);
-            }
         }
     }
-    let [few, many] = best.map(Option::unwrap_or_default);
-    let ratio = |pass: usize| {
-        let speed = |run: &Run, outcome: &Outcome| {
-            outcome.passes.get(pass).map(|pass| run.messages_per_second(pass))
-        };
-        speed(&runs[1], &many).zip(speed(&runs[0], &few)).map(|(many, few)| many / few)
+    let ratios = |pass: usize| {
+        let speed = |run: &Run, outcome: &Outcome| run.messages_per_second(&outcome.passes[pass]);
+        let turns = outcomes[0].iter().zip(&outcomes[1]);
+        let mut ratios: Vec<_> =
+            turns.map(|(few, many)| speed(&runs[1], many) / speed(&runs[0], few)).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios
     };
+    let (first, second) = (ratios(0), ratios(1));
+    let [few, many] = outcomes.map(median);
     let figures = json!({
         "few": figures(&runs[0], &few),
         "many": figures(&runs[1], &many),
-        "ratio_first_pass": ratio(0),
-        "ratio": ratio(1),
+        "ratio_first_pass": first[ROUNDS / 2],
+        "ratio": second[ROUNDS / 2],
+        "ratios_first_pass": first,
+        "ratios": second,
     });
     println!("{figures:#}");
     ExitCode::SUCCESS
 }
 
-fn second(outcome: &Outcome) -> Duration {
-    outcome.passes.get(1).map_or(Duration::MAX, |pass| pass.consumed)
+/// The outcome with the median second pass.
+fn median(mut outcomes: Vec<Outcome>) -> Outcome {
+    outcomes.sort_by_key(|outcome| outcome.passes[1].consumed);
+    outcomes.swap_remove(ROUNDS / 2)
 }
 
 fn ms(duration: Duration) -> f64 {
