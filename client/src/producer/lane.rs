@@ -131,11 +131,10 @@ impl Lane {
         let fits = |open: &OpenBatch| {
             open.durability == durability && open.bytes + record_bytes <= pace.batch_bytes_max
         };
-        let (open, before, index) = match &mut state.open {
+        let (open, index) = match &mut state.open {
             Some(open) if fits(open) => {
-                let before = open.bytes;
                 let index = open.push(record, reserved)?;
-                (open, before, index)
+                (open, index)
             }
             full => {
                 let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
@@ -146,11 +145,11 @@ impl Lane {
                 let mut next = OpenBatch::new(&self.head.name, self.queue, durability, buffer);
                 let index = next.push(record, reserved)?;
                 state.complete.extend(full.take());
-                (full.insert(next), 0, index)
+                (full.insert(next), index)
             }
         };
         let batch = open.batch.clone();
-        let added = open.bytes - before;
+        let added = open.bytes - open.starts[index as usize] as usize;
         if open.bytes >= pace.batch_bytes_max {
             self.head.leave(self.queue);
         }
