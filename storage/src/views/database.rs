@@ -17,7 +17,7 @@ use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend};
 use redb::{TableDefinition, WriteTransaction};
 
-use super::{At, Changes, GroupView, Views};
+use super::{At, Changes, GroupView, Views, created_position};
 use crate::disk::{Disk, DiskFile, read_exact_at};
 use crate::queue_sums::QueueFile;
 
@@ -127,10 +127,11 @@ impl ViewDatabase {
             meta.insert("first", first_position)?;
             meta.insert("folded", views.folded.max(dispatched))?;
             meta.insert("dispatched", dispatched)?;
+            write_queue_files(transaction, queues)?;
+            // Takes out the files of topics that were deleted since those were noted.
             write_topics(transaction, views, changes)?;
             write_groups(transaction, views, changes)?;
-            write_offsets(transaction, views, changes)?;
-            write_queue_files(transaction, queues)
+            write_offsets(transaction, views, changes)
         })
     }
 
@@ -290,15 +291,18 @@ fn write_topics(
     let mut topics = transaction.open_table(TOPICS)?;
     let mut files = transaction.open_table(QUEUE_FILES)?;
     for name in &changes.topics {
-        match views.topics.get(name) {
+        let topic = views.topics.get(name);
+        match topic {
             Some(At { value, position }) => {
                 topics.insert(&**name, (*position, &value.encode_to_vec()[..]))?;
             }
             None => {
                 topics.remove(&**name)?;
-                files.retain_in((&**name, 0, 0)..=(&**name, u32::MAX, u64::MAX), |_, _| false)?;
             }
         }
+        let created = topic.map(created_position);
+        let all = (&**name, 0, 0)..=(&**name, u32::MAX, u64::MAX);
+        files.retain_in(all, |_, (of, _, _)| Some(of) == created)?;
     }
     Ok(())
 }
