@@ -265,6 +265,10 @@ impl Housekeeper {
         for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
             let offset = queue.index.end();
             let last = queue.unless_deleted(queue.index.last())?;
+            // A new topic of the name must not go on where a deleted one ended.
+            if queue.is_deleted() {
+                continue;
+            }
             if offset > 0 && last.is_none_or(|last| last.position < position) {
                 let floor = QueueOffset { queue: queue.id(), offset };
                 floors.entry(queue.topic().clone()).or_default().push(floor);
