@@ -33,8 +33,8 @@ struct Chunks {
 }
 
 impl Arena {
-    /// An arena for that many bytes of records. It takes up to twice that: one record that has to wait
-    /// keeps its whole chunk. What is beyond has an allocation of its own.
+    /// An arena for that many bytes of records. Its chunks take up to twice that: one record that has to
+    /// wait keeps its whole chunk. A record for which there is no chunk has an allocation of its own.
     pub(super) fn new(bytes: usize) -> Arena {
         let full_max = 2 * bytes / CHUNK_BYTES + 1;
         let chunks = Chunks { end: BytesMut::new(), full: VecDeque::new(), full_max };

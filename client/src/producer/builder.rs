@@ -60,7 +60,7 @@ impl ProducerBuilder {
     /// How many bytes of messages are held until they are acknowledged; beyond that
     /// [`Producer::enqueue`] waits. Default: 64 MiB. Where many queues
     /// have little each, it also bounds how far their batches grow, and with that the throughput;
-    /// up to twice that much memory is taken then.
+    /// up to three times that much memory is taken then.
     pub fn buffer_bytes_max(mut self, buffer_bytes_max: usize) -> ProducerBuilder {
         self.config.buffer_bytes_max = buffer_bytes_max;
         self

@@ -103,6 +103,7 @@ impl RecordDraft<'_> {
             + self.topic.len()
             + properties_bytes;
 
+        let room = out.remaining_mut();
         // Put together here, as room is checked for with every put.
         let mut head = [0; HEAD_BYTES_MAX];
         let mut rest = &mut head[..];
@@ -129,6 +130,7 @@ impl RecordDraft<'_> {
             encode_property(out, name, value);
         }
         encode_property(out, property::CHECKSUM, "0000000000");
+        debug_assert_eq!(room - out.remaining_mut(), size);
         Ok(size)
     }
 
