@@ -230,10 +230,10 @@ impl Fetch {
 
     /// Forgets the queues of topics that have been deleted meanwhile.
     pub(super) fn drop_deleted(&mut self, store: &Store) {
-        for wanted in &mut self.queues {
-            if self.topics[wanted.topic].is_gone(store) {
-                wanted.queue = Err(ErrorCode::UnknownTopic);
-            }
+        let topics = self.topics.iter().enumerate();
+        for (gone, _) in topics.filter(|(_, topic)| topic.is_gone(store)) {
+            let queues = self.queues.iter_mut().filter(|wanted| wanted.topic == gone);
+            queues.for_each(|wanted| wanted.queue = Err(ErrorCode::UnknownTopic));
         }
     }
 
