@@ -99,6 +99,30 @@ fn parked_fetches_are_dropped_with_their_connection() {
 }
 
 #[test]
+fn a_parked_fetch_is_told_of_the_topic_that_is_deleted_and_of_no_other() {
+    let broker = TestBroker::start();
+    let mut client = Client::connect(broker.addr());
+    let topic = |name: &str, queues: &[(u32, u64)]| fetch(name, queues, 0, LONG).topics.remove(0);
+    for name in ["stays", "goes", "stays-too"] {
+        client.produce_visible(name, 0, &["x"]);
+    }
+    let topics = vec![
+        topic("stays", &[(0, 1), (1, 0)]),
+        topic("goes", &[(0, 1), (1, 0)]),
+        topic("stays-too", &[(0, 1)]),
+    ];
+    let request = FetchRequest { max_wait_ms: 60_000, max_bytes: 1 << 20, topics };
+    let id = client.send(Request::Fetch(request), &[]);
+    until(|| broker.metric("longwire_parked_fetches") == 1.0);
+    broker.store().delete_topic("goes").unwrap();
+    let (mut response, _) = client.fetched(id);
+    response.results.sort_by_key(|result| result.index);
+    let codes: Vec<(u32, u32)> = response.results.iter().map(|r| (r.index, r.code)).collect();
+    let unknown = ErrorCode::UnknownTopic.number();
+    assert_eq!(codes, [(2, unknown), (3, unknown)]);
+}
+
+#[test]
 fn stopping_does_not_wait_for_parked_fetches() {
     let mut broker = TestBroker::start();
     let mut client = Client::connect(broker.addr());

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use longwire_broker::Broker;
 use longwire_broker::config::{Config, DefaultDurability};
+use longwire_storage::Store;
 use tempfile::TempDir;
 
 /// A broker in a folder of its own, gone when dropped.
@@ -42,6 +43,10 @@ impl TestBroker {
 
     fn addr(&self) -> SocketAddr {
         self.broker.as_ref().unwrap().data_addr()
+    }
+
+    fn store(&self) -> &Store {
+        self.broker.as_ref().unwrap().store()
     }
 
     fn data_dir(&self) -> &Path {
