@@ -12,10 +12,12 @@ mod events;
 mod html;
 mod matrix;
 mod measure;
+mod one_record;
 mod parked;
 mod pinning;
 mod plot;
 mod process;
+mod produced;
 mod reference;
 mod report;
 mod store;
@@ -117,10 +119,11 @@ fn run() -> io::Result<()> {
     }
     let reference = reference::middle(&references);
     let parked = parked::measure(&plan, &mut arms[0])?;
+    let produced = produced::measure(&plan, &mut arms)?;
     drop(arms);
 
-    let verdicts = verdicts::verdicts(Cells(&cells), &reference, &parked);
-    let run = Run { conditions, reference, parked, copies, verdicts };
+    let verdicts = verdicts::verdicts(Cells(&cells), &reference, &parked, &produced);
+    let run = Run { conditions, reference, parked, produced, copies, verdicts };
     write(&folder, &run, &cells)?;
     if only.is_none() {
         check::check(&folder, &cases).map_err(io::Error::other)?;

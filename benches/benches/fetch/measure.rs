@@ -95,7 +95,8 @@ impl Plan<'_> {
         Client::connect(address, broker.records(&self.sizes, case.layout), case, self.copy)
     }
 
-    fn restart_cold(&self, broker: &mut ArmBroker, end: u64) -> io::Result<()> {
+    /// Starts the broker anew, with nothing in memory of the log before `end`.
+    pub(crate) fn restart_cold(&self, broker: &mut ArmBroker, end: u64) -> io::Result<()> {
         self.pinning.serve();
         let resident = broker.restart_cold(end)?;
         self.pinning.consume();
@@ -130,14 +131,30 @@ impl Plan<'_> {
         Ok(Sample { outcome, used, beside: (0, 0) })
     }
 
-    /// For as long as another connection takes to read evicted history once. It is not evicted again
-    /// meanwhile: that would hold up a core for milliseconds, which no consumer does.
     fn sample_beside(
         &self,
         broker: &mut ArmBroker,
         mut client: Client,
         case: &Case,
     ) -> io::Result<Sample> {
+        let pid = broker.running().pid();
+        client.run(case, |_, took| took < self.moment / 4)?;
+        let ((outcome, used), beside) = self.beside_history(broker, |reading| {
+            let before = Counters::of(pid)?;
+            let outcome = client.run(case, |_, _| reading.load(Relaxed))?;
+            Ok((outcome, Counters::of(pid)?.since(before)))
+        })?;
+        Ok(Sample { outcome, used, beside })
+    }
+
+    /// Runs `other` while another connection reads evicted history once, and tells it as long as that
+    /// goes on; what came of it, and how many fetches and bytes the reader had. History is not evicted
+    /// again meanwhile: that would hold up a core for milliseconds, which no consumer does.
+    pub(crate) fn beside_history<T>(
+        &self,
+        broker: &mut ArmBroker,
+        other: impl FnOnce(&AtomicBool) -> io::Result<T>,
+    ) -> io::Result<(T, (u64, u64))> {
         let history = Case {
             size: 1 << 20,
             layout: Layout::Contiguous,
@@ -148,21 +165,18 @@ impl Plan<'_> {
         };
         let mut reader = self.start(broker, &history)?;
         let slots = broker.records(&self.sizes, history.layout).slots(history.size);
-        let (pid, done) = (broker.running().pid(), &AtomicBool::new(false));
-        client.run(case, |_, took| took < self.moment / 4)?;
+        let reading = &AtomicBool::new(true);
         std::thread::scope(|scope| {
-            let reading = scope.spawn(move || {
+            let read = scope.spawn(move || {
                 self.pinning.consume();
-                reader.give_way()?;
-                let outcome = reader.run(&history, |begun, _| begun < slots);
-                done.store(true, Relaxed);
+                let outcome =
+                    reader.give_way().and_then(|()| reader.run(&history, |begun, _| begun < slots));
+                reading.store(false, Relaxed);
                 outcome.map(|outcome| (outcome.fetches, outcome.bytes))
             });
-            let before = Counters::of(pid)?;
-            let outcome = client.run(case, |_, _| !done.load(Relaxed));
-            let used = Counters::of(pid)?.since(before);
-            let beside = reading.join().map_err(|_| io::Error::other("the reader failed"))??;
-            Ok(Sample { outcome: outcome?, used, beside })
+            let outcome = other(reading);
+            let read = read.join().map_err(|_| io::Error::other("the reader failed"))?;
+            Ok((outcome?, read?))
         })
     }
 

@@ -10,6 +10,7 @@ use crate::copies::CopyRow;
 use crate::matrix::{Arm, Beside, Case, Layout, Residency};
 use crate::parked::Parked;
 use crate::plot::{Bars, Group, Lines};
+use crate::produced::Produced;
 use crate::reference::Reference;
 use crate::verdicts::Verdict;
 
@@ -21,6 +22,7 @@ pub(crate) struct Run {
     pub(crate) conditions: Vec<(String, String)>,
     pub(crate) reference: Reference,
     pub(crate) parked: Parked,
+    pub(crate) produced: Vec<Produced>,
     pub(crate) copies: Vec<CopyRow>,
     pub(crate) verdicts: Vec<Verdict>,
 }
@@ -36,7 +38,13 @@ pub(crate) struct Table {
 
 /// The tables of a run, in the order to be shown.
 pub(crate) fn tables(run: &Run, cells: Cells<'_>) -> Vec<Table> {
-    vec![verdict_table(run), copy_table(run), reference_table(run), cell_table(cells)]
+    vec![
+        verdict_table(run),
+        copy_table(run),
+        reference_table(run),
+        produced_table(run),
+        cell_table(cells),
+    ]
 }
 
 /// What each path costs over the sizes: the plot that says most.
@@ -222,7 +230,7 @@ fn reference_table(run: &Run) -> Table {
         tokio_echo_cpu_us,
         tokio_echo_p50_us,
     } = run.reference;
-    let Parked { fetched_p50_us, fetched_p99_us, acknowledged_p50_us } = run.parked;
+    let Parked { fetched_p50_us, fetched_p99_us } = run.parked;
     let row = |what: &str, figure: String| vec![what.to_owned(), figure];
     let stream = |cpu: f64, rate: f64| format!("{cpu:.0} ms/GB, {rate:.0} MB/s");
     let echo = |cpu: f64, p50: f64| format!("{cpu:.1} us CPU, p50 {p50:.0} us");
@@ -241,8 +249,25 @@ fn reference_table(run: &Run) -> Table {
                 "produced to a parked fetch answered",
                 format!("p50 {fetched_p50_us:.0}, p99 {fetched_p99_us:.0} us"),
             ),
-            row("produced to acknowledged", format!("p50 {acknowledged_p50_us:.0} us")),
         ],
+    }
+}
+
+fn produced_table(run: &Run) -> Table {
+    let row = |arm: Arm, beside: &str, percentiles: [f64; 3]| {
+        let mut row = vec![arm.name().to_owned(), beside.to_owned()];
+        row.extend(percentiles.map(|us| format!("{us:.0}")));
+        row
+    };
+    let rows = run.produced.iter().flat_map(|of| {
+        [row(of.arm, "alone", of.alone_us), row(of.arm, "beside a catch-up reader", of.beside_us)]
+    });
+    Table {
+        title: "One record produced",
+        note: "From before it is sent until it is acknowledged, durability write, one after the other."
+            .into(),
+        head: vec!["arm", "beside", "p50 us", "p99 us", "p99.9 us"],
+        rows: rows.collect(),
     }
 }
 

@@ -17,8 +17,8 @@ use crate::matrix::{Arm, Layout};
 /// Every record, with all its fields. A fetch of 64 KiB is one of 64 records.
 pub(crate) const RECORD_BYTES: usize = 1024;
 
-/// Has no records until [`parked`](crate::parked) produces them.
-pub(crate) const PARKED_TOPIC: &str = "parked";
+/// Has no records until somebody produces [one](crate::one_record) after the other.
+pub(crate) const ONE_RECORD_TOPIC: &str = "one-record";
 
 const SEGMENT: &str = "storage.segment_bytes=64MiB";
 /// Runs of one produce request, and records of a contiguous one.
@@ -189,7 +189,7 @@ fn fill(broker: &BrokerProcess, sizes: &Sizes) {
         ("mixed", MIXED_QUEUES),
         ("thousand", 1000),
         ("tail", 1),
-        (PARKED_TOPIC, 1),
+        (ONE_RECORD_TOPIC, 1),
     ];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

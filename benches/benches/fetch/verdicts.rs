@@ -7,6 +7,7 @@ use crate::matrix::{
     Arm, Beside, Case, KIB, Layout, NEWEST, NEWEST_BESIDE, Residency, SCATTERED, STREAM,
 };
 use crate::parked::Parked;
+use crate::produced::Produced;
 use crate::reference::Reference;
 
 /// No arm is better than adaptive by more than this, or by more than the noise.
@@ -33,7 +34,12 @@ struct Regret {
     noise: f64,
 }
 
-pub(crate) fn verdicts(cells: Cells<'_>, reference: &Reference, parked: &Parked) -> Vec<Verdict> {
+pub(crate) fn verdicts(
+    cells: Cells<'_>,
+    reference: &Reference,
+    parked: &Parked,
+    produced: &[Produced],
+) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let mut judge = |mark: &str, measured: Option<(f64, String)>, holds: fn(f64) -> bool| {
         let (figure, measured) = measured.unwrap_or((f64::NAN, "not measured".into()));
@@ -77,8 +83,18 @@ pub(crate) fn verdicts(cells: Cells<'_>, reference: &Reference, parked: &Parked)
     let (soon, late) = (parked.fetched_p50_us, parked.fetched_p99_us);
     let waited = (soon, format!("{soon:.0} us (p99 {late:.0}), from sending the produce request"));
     judge("a parked fetch is answered within 100 us at p50", Some(waited), |x| x <= 100.0);
-    let beside = beside(cells);
-    judge("tail p99 beside a catch-up reader, of alone, at most 1.5", beside, |x| x <= 1.5);
+    let factor = |arm| {
+        let (alone, beside) = (cells.find(arm, NEWEST)?, cells.find(arm, NEWEST_BESIDE)?);
+        Some((alone.p99_us, beside.p99_us))
+    };
+    let tail = beside(factor(Arm::Adaptive), factor(Arm::Sendfile));
+    judge("tail p99 beside a catch-up reader, of alone, at most 1.5", tail, |x| x <= 1.5);
+    let factor = |arm| {
+        let of = produced.iter().find(|of| of.arm == arm)?;
+        Some((of.alone_us[1], of.beside_us[1]))
+    };
+    let acknowledged = beside(factor(Arm::Adaptive), factor(Arm::Sendfile));
+    judge("the same of one record produced, until acknowledged", acknowledged, |x| x <= 1.5);
     judge("better than every single arm somewhere", best_gain(cells), |x| x < 1.0);
     let mark = "no regret: p50, p99 and CPU within 5 % of the best of buffered, mmap and sendfile, or the noise";
     verdicts.push(no_regret(cells, mark, |arm| arm != Arm::Splice));
@@ -87,17 +103,14 @@ pub(crate) fn verdicts(cells: Cells<'_>, reference: &Reference, parked: &Parked)
     verdicts
 }
 
-fn beside(cells: Cells<'_>) -> Option<(f64, String)> {
-    let factor = |arm| {
-        let (alone, beside) = (cells.find(arm, NEWEST)?, cells.find(arm, NEWEST_BESIDE)?);
-        Some((beside.p99_us / alone.p99_us, alone.p99_us, beside.p99_us))
-    };
-    let (factor_here, alone, with) = factor(Arm::Adaptive)?;
-    let (forced, ..) = factor(Arm::Sendfile)?;
+/// The p99 alone and beside a catch-up reader, adaptive's and `sendfile`'s.
+fn beside(adaptive: Option<(f64, f64)>, forced: Option<(f64, f64)>) -> Option<(f64, String)> {
+    let ((alone, with), (forced_alone, forced_with)) = (adaptive?, forced?);
+    let (factor, forced) = (with / alone, forced_with / forced_alone);
     let text = format!(
-        "{factor_here:.2} ({with:.0} / {alone:.0} us); {forced:.2} where sendfile is forced on the threads that serve sockets"
+        "{factor:.2} ({with:.0} / {alone:.0} us); {forced:.2} where sendfile is forced on the threads that serve sockets"
     );
-    Some((factor_here, text))
+    Some((factor, text))
 }
 
 /// Where adaptive uses the least CPU of all, and how much of the next.
