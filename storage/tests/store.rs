@@ -302,6 +302,29 @@ fn topics_are_deleted_beside_checkpoints_and_retention_and_nothing_is_left_of_th
 }
 
 #[test]
+fn commits_for_a_deleted_topic_do_not_come_back_with_a_new_one_of_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    let at = |queue, offset| CommittedOffset { topic: "t".into(), queue, offset };
+    let commit = |store: &Store, offsets: &[CommittedOffset]| {
+        let end = store.commit_offsets("g", offsets).unwrap();
+        store.flushed_blocking(end).unwrap();
+        store.dispatched().wait(end).unwrap();
+    };
+    topic(&store, "t", 8);
+    commit(&store, &(0..8).map(|queue| at(queue, 5_000)).collect::<Vec<_>>());
+    store.close().unwrap();
+
+    let store = Store::open(config(dir.path())).unwrap();
+    store.delete_topic("t").unwrap();
+    topic(&store, "t", 8);
+    commit(&store, &[at(0, 1)]);
+    assert_eq!(store.committed("g"), [at(0, 1)]);
+    store.close().unwrap();
+    assert_eq!(Store::open(config(dir.path())).unwrap().committed("g"), [at(0, 1)]);
+}
+
+#[test]
 fn a_second_process_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(config(dir.path())).unwrap();

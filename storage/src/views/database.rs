@@ -332,16 +332,16 @@ fn write_offsets(
 ) -> Result<(), redb::Error> {
     let mut offsets = transaction.open_table(OFFSETS)?;
     for (group, topic) in &changes.offsets {
+        let all = (&**group, &**topic, 0)..=(&**group, &**topic, u32::MAX);
         match views.groups.get(group).and_then(|view| view.offsets.get(topic)) {
             Some(queues) => {
+                // Of a topic or a group of before, of the same name.
+                offsets.retain_in(all, |(_, _, queue), _| queues.contains_key(&queue))?;
                 for (&queue, at) in queues {
                     offsets.insert((&**group, &**topic, queue), (at.position, at.value))?;
                 }
             }
-            None => {
-                let all = (&**group, &**topic, 0)..=(&**group, &**topic, u32::MAX);
-                offsets.retain_in(all, |_, _| false)?;
-            }
+            None => offsets.retain_in(all, |_, _| false)?,
         }
     }
     Ok(())
