@@ -92,7 +92,23 @@ impl Appender {
         &self,
         runs: &mut [QueueRun<'_, '_>],
     ) -> Result<Vec<Appended>, AppendError> {
+        self.append_behind(&mut self.tail.lock(), runs)
+    }
+
+    /// Appends one run, and once that is done makes a change before anything else can be appended, such
+    /// as deleting a topic.
+    pub(crate) fn append_then(&self, run: QueueRun<'_, '_>, change: impl FnOnce()) -> Appended {
         let mut tail = self.tail.lock();
+        let extents = self.append_behind(&mut tail, &mut [run])?.remove(0)?;
+        change();
+        Ok(extents)
+    }
+
+    fn append_behind(
+        &self,
+        tail: &mut Tail,
+        runs: &mut [QueueRun<'_, '_>],
+    ) -> Result<Vec<Appended>, AppendError> {
         if let Some(error) = &tail.closed {
             return Err(error.clone());
         }
@@ -115,7 +131,7 @@ impl Appender {
                 Some(refusal) => Err(refusal),
             });
         }
-        self.write(&mut tail, runs, &layout).map_err(|error| {
+        self.write(tail, runs, &layout).map_err(|error| {
             let error = self.marks.poison(format!("writing the log failed: {error}"));
             tail.closed = Some(error.clone());
             error
@@ -239,12 +255,6 @@ impl Appender {
             return Ok(());
         }
         zeros::pieces(from, to).try_for_each(|(at, zeros)| tail.segment.put_zeros(at, zeros))
-    }
-
-    /// Runs a change that must not overlap an append, such as deleting a topic.
-    pub(crate) fn exclusively<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _tail = self.tail.lock();
-        change()
     }
 
     /// Refuses all further appends.

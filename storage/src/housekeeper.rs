@@ -16,11 +16,10 @@ use crate::marks::Marks;
 use crate::plant::{Plant, planted};
 use crate::queue::Queue;
 use crate::reserve::Reserve;
-use crate::retention::{RetainError, Retention};
+use crate::retention::{Choose, RetainError, Retention};
 use crate::segment_supply::is_full;
 use crate::views::Views;
 use crate::views::database::{NotedQueue, ViewDatabase, io_error};
-use crate::views::system_topic::SystemRecord;
 
 /// Log bytes that are worth bringing the consume queue of one more queue to disk.
 const BYTES_PER_QUEUE: u64 = 100 << 10;
@@ -44,8 +43,8 @@ pub(crate) struct Housekeeper {
 }
 
 impl Housekeeper {
-    /// The thread's loop. `carry` appends records again and waits until they are durable and folded.
-    pub(crate) fn run(&self, carry: impl Fn(Vec<SystemRecord>) -> Result<(), AppendError>) {
+    /// The thread's loop. `carry` appends what is chosen again and waits until that is durable and folded.
+    pub(crate) fn run(&self, carry: impl Fn(Choose<'_>) -> Result<(), AppendError>) {
         let dispatched = &self.marks.dispatched;
         let mut done = dispatched.get();
         let mut noted = done;

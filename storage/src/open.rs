@@ -145,6 +145,7 @@ impl Store {
             marks,
             threads: Mutex::default(),
             changing: Mutex::default(),
+            system: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         });
         store.start().map_err(FileError::on("start the threads of", &paths.dir))?;

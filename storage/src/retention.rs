@@ -30,10 +30,14 @@ use crate::queue::{Queue, Topic, TopicConfig};
 use crate::read_plan::offset_at_time;
 use crate::segment::Segment;
 use crate::topics::Topics;
+use crate::views::Floors;
 use crate::views::system_topic::SystemRecord;
 
 /// The clock counts as jumped when it is this much ahead of the time that has passed.
 const JUMP_MIN: Duration = Duration::from_secs(60);
+
+/// The records to be appended again, as things are when it is called.
+pub(crate) type Choose<'a> = &'a dyn Fn() -> Vec<SystemRecord>;
 
 /// What may be removed, and what has been.
 #[derive(Debug)]
@@ -195,10 +199,10 @@ fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
 
 impl Housekeeper {
     /// One pass: hides what is beyond topics' own limits, and removes the segments that are due.
-    /// `carry` appends records again and waits until they are durable and folded.
+    /// `carry` appends what is chosen again and waits until that is durable and folded.
     pub(crate) fn retain(
         &self,
-        carry: &impl Fn(Vec<SystemRecord>) -> Result<(), AppendError>,
+        carry: &impl Fn(Choose<'_>) -> Result<(), AppendError>,
     ) -> Result<(), RetainError> {
         let before = self.firsts();
         let (now_ms, jumped) = self.retention.clock.lock().look(Instant::now(), now_ms());
@@ -223,20 +227,17 @@ impl Housekeeper {
         Ok(())
     }
 
-    /// Removes the oldest segment; `false` if it is not durable yet.
+    /// Removes the oldest segment; `false` if it is not durable, or not dispatched, yet.
     fn remove_oldest(
         &self,
         segment: &Arc<Segment>,
-        carry: &impl Fn(Vec<SystemRecord>) -> Result<(), AppendError>,
+        carry: &impl Fn(Choose<'_>) -> Result<(), AppendError>,
     ) -> Result<bool, RetainError> {
         let floors = self.floors(segment.end())?;
-        let carried = self.views.read().carried_forward(segment.end(), &floors);
-        if !carried.is_empty() {
-            carry(carried)?;
-        }
+        carry(&|| self.views.read().carried_forward(segment.end(), &floors))?;
         // No view on disk may need the segment any more.
         self.checkpoint_to_make_room()?;
-        if self.marks.durable.get() < segment.end() {
+        if self.marks.durable.get().min(self.marks.dispatched.get()) < segment.end() {
             return Ok(false);
         }
         self.log.pop_oldest();
@@ -259,19 +260,16 @@ impl Housekeeper {
         Ok(true)
     }
 
-    /// The ends of the queues that have no record from a position on, by topic.
-    fn floors(&self, position: u64) -> io::Result<HashMap<Arc<str>, Vec<QueueOffset>>> {
-        let mut floors: HashMap<Arc<str>, Vec<QueueOffset>> = HashMap::new();
+    /// The ends of the queues that have no record from a position on.
+    fn floors(&self, position: u64) -> io::Result<Floors> {
+        let mut floors = Floors::new();
         for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
             let offset = queue.index.end();
             let last = queue.unless_deleted(queue.index.last())?;
-            // A new topic of the name must not go on where a deleted one ended.
-            if queue.is_deleted() {
-                continue;
-            }
             if offset > 0 && last.is_none_or(|last| last.position < position) {
                 let floor = QueueOffset { queue: queue.id(), offset };
-                floors.entry(queue.topic().clone()).or_default().push(floor);
+                let topic = (queue.topic().clone(), queue.created_position());
+                floors.entry(topic).or_default().push(floor);
             }
         }
         Ok(floors)

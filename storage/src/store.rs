@@ -21,6 +21,7 @@ use crate::housekeeper::Housekeeper;
 use crate::marks::Marks;
 use crate::queue::{Queue, Topic, TopicConfig, TopicUpdate};
 use crate::read_plan::{self, ReadPlan, TagFilter};
+use crate::retention::Choose;
 use crate::run::RecordRun;
 use crate::segment_supply::SegmentSupply;
 use crate::topics::Topics;
@@ -45,6 +46,8 @@ pub struct Store {
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
     /// One change of topics or groups at a time: each looks, records, and waits.
     pub(crate) changing: Mutex<()>,
+    /// Where the last system record ends. Held while one is appended, for as short as that.
+    pub(crate) system: Mutex<u64>,
     /// Held until the store is closed.
     pub(crate) lock: Mutex<Option<DiskLock>>,
 }
@@ -79,8 +82,8 @@ impl Store {
         let housekeeper = self.housekeeper.clone();
         // Weak: the store's threads must not keep it alive.
         let store = Arc::downgrade(self);
-        let carry = move |records| match store.upgrade() {
-            Some(store) => store.carry_forward(records),
+        let carry = move |choose: Choose<'_>| match store.upgrade() {
+            Some(store) => store.carry_forward(choose),
             None => Err(AppendError::Closed),
         };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -174,9 +177,10 @@ impl Store {
         let topic = self.changeable_topic(name)?;
         let mut record = topic_record(&topic.config());
         record.deleted = true;
-        // Nothing can be appended to the queues behind the record that deletes them.
-        self.appender.exclusively(|| topic.queues().iter().for_each(|queue| queue.delete()));
-        Ok(self.append_system(SystemRecord::Topic(record))?)
+        // Nothing can be appended to the queues behind the record that deletes them; and where it cannot
+        // be appended, they go on.
+        let delete = || topic.queues().iter().for_each(|queue| queue.delete());
+        Ok(self.append_system_then(SystemRecord::Topic(record), delete)?)
     }
 
     fn changeable_topic(&self, name: &str) -> Result<Arc<Topic>, TopicError> {
@@ -256,7 +260,7 @@ impl Store {
         });
         let topics = topics.collect();
         let record = OffsetsRecord { group: group.to_owned(), topics };
-        self.append_record(SystemRecord::Offsets(record), Store::append)
+        self.append_record(&mut self.system.lock(), &SystemRecord::Offsets(record), || {})
     }
 
     /// Appends runs to their queues, in order; each with all of its records or none, as the inner
@@ -399,15 +403,62 @@ impl Store {
 
     /// Appends a record of a system topic and waits until it is durable and folded.
     fn append_system(&self, record: SystemRecord) -> Result<(), AppendError> {
-        let end = self.append_record(record, Store::append_blocking)?;
+        self.append_system_then(record, || {})
+    }
+
+    /// The same, with a change that is made before anything else can be appended.
+    fn append_system_then(
+        &self,
+        record: SystemRecord,
+        change: impl Fn(),
+    ) -> Result<(), AppendError> {
+        let end = loop {
+            match self.append_record(&mut self.system.lock(), &record, &change) {
+                Err(AppendError::NotReady) => {}
+                result => break result?,
+            }
+            self.supply.wait()?;
+        };
+        self.folded(end)
+    }
+
+    /// Appends again what only the oldest segment says, and waits until it is durable and folded.
+    ///
+    /// What is chosen is the latest there is, and no system record comes in between: what an older one
+    /// says would be taken for newer.
+    fn carry_forward(&self, choose: Choose<'_>) -> Result<(), AppendError> {
+        loop {
+            let mut system_end = self.system.lock();
+            let end = *system_end;
+            if self.marks.dispatched.get() < end {
+                drop(system_end);
+                self.marks.dispatched.wait(end)?;
+                continue;
+            }
+            let append = |record| self.append_record(&mut system_end, &record, || {});
+            let ends: Result<Vec<u64>, _> = choose().into_iter().map(append).collect();
+            drop(system_end);
+            match ends {
+                Ok(ends) => return ends.last().map_or(Ok(()), |&end| self.folded(end)),
+                Err(AppendError::NotReady) => self.supply.wait()?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until a system record that ends at this position is durable and folded.
+    fn folded(&self, end: u64) -> Result<(), AppendError> {
         self.marks.durable.wait(end)?;
         Ok(self.marks.dispatched.wait(end)?)
     }
 
+    /// Appends a record of a system topic, which ends where it is told then. Never blocks, as
+    /// [`append_all`](Self::append_all).
     fn append_record(
         &self,
-        record: SystemRecord,
-        append: impl Fn(&Store, &Queue, &mut RecordRun<'_>) -> Result<Vec<Extent>, AppendError>,
+        system_end: &mut u64,
+        record: &SystemRecord,
+        change: impl FnOnce(),
     ) -> Result<u64, AppendError> {
         let too_large = |bytes: usize| AppendError::RecordTooLarge { bytes: bytes as u64, max: 0 };
         let mut bytes = record.encode(now_ms()).map_err(|_| too_large(0))?;
@@ -416,14 +467,12 @@ impl Store {
             RecordRun::check(record.topic(), 0, &mut bytes).map_err(|_| too_large(len))?;
         let queue = self.topics.get(record.topic()).and_then(|topic| topic.queue(0));
         let queue = queue.ok_or(AppendError::TopicDeleted)?;
-        let extents = append(self, &queue, &mut run)?;
+        let extents = self.appender.append_then((&queue, &mut run), change)?;
         let end = extents.last().map_or(0, |extent| extent.end);
+        *system_end = end;
+        self.marks.flush_wanted.advance(end);
+        self.dispatcher.appended();
         Ok(end)
-    }
-
-    /// Appends again what only the oldest segment says.
-    fn carry_forward(&self, records: Vec<SystemRecord>) -> Result<(), AppendError> {
-        records.into_iter().try_for_each(|record| self.append_system(record))
     }
 }
 

@@ -69,6 +69,10 @@ pub(crate) struct Views {
     deleted: Option<BTreeSet<String>>,
 }
 
+/// The ends of queues that have no record left, by their topic and where it was created: a new topic
+/// does not go on where a deleted one of the name ended.
+pub(crate) type Floors = HashMap<(Arc<str>, u64), Vec<QueueOffset>>;
+
 /// What a folded record means for the topics that are being served.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Effect {
@@ -224,14 +228,11 @@ impl Views {
     /// The records that say again what only records below `position` say now: what has to be
     /// appended anew before that part of the log can go. `floors` are the ends of the queues that
     /// will have no record left, by topic.
-    pub(crate) fn carried_forward(
-        &self,
-        position: u64,
-        floors: &HashMap<Arc<str>, Vec<QueueOffset>>,
-    ) -> Vec<SystemRecord> {
+    pub(crate) fn carried_forward(&self, position: u64, floors: &Floors) -> Vec<SystemRecord> {
         let mut records = Vec::new();
         for (name, topic) in &self.topics {
-            let floors = floors.get(name).map_or(&[][..], |floors| floors);
+            let floors = floors.get(&(name.clone(), created_position(topic)));
+            let floors = floors.map_or(&[][..], |floors| floors);
             let new_floor = floors.iter().any(|floor| !topic.value.floors.contains(floor));
             if topic.position < position || new_floor {
                 let floors = floors.to_vec();
@@ -249,19 +250,15 @@ impl Views {
                     .then(|| GroupRecord { name: name.to_string(), ..GroupRecord::default() }),
             };
             records.extend(record.map(SystemRecord::Group));
-            let topics: Vec<_> = view
-                .offsets
-                .iter()
-                .map(|(topic, queues)| {
-                    let old = queues.iter().filter(|(_, at)| at.position < position);
-                    let queues = old.map(|(&queue, at)| QueueOffset { queue, offset: at.value });
-                    TopicOffsets { topic: topic.to_string(), queues: queues.collect() }
-                })
-                .filter(|topic| !topic.queues.is_empty())
-                .collect();
-            if !topics.is_empty() {
-                let group = name.to_string();
-                records.push(SystemRecord::Offsets(OffsetsRecord { group, topics }));
+            // A record for each topic: those of all might be too large for one.
+            for (topic, queues) in &view.offsets {
+                let old = queues.iter().filter(|(_, at)| at.position < position);
+                let queues = old.map(|(&queue, at)| QueueOffset { queue, offset: at.value });
+                let offsets = TopicOffsets { topic: topic.to_string(), queues: queues.collect() };
+                if !offsets.queues.is_empty() {
+                    let (group, topics) = (name.to_string(), vec![offsets]);
+                    records.push(SystemRecord::Offsets(OffsetsRecord { group, topics }));
+                }
             }
         }
         records

@@ -90,3 +90,44 @@ fn a_group_that_retention_overtakes_is_counted() {
     assert_eq!(messages, 40);
     assert_eq!(store.overtaken().len(), 1, "the one that is ahead has lost nothing");
 }
+
+#[test]
+fn what_is_carried_forward_never_undoes_what_was_changed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let limited = StoreConfig { retention_bytes: Some(128 << 10), ..eager(dir.path()) };
+    let store = Store::open(limited.clone()).unwrap();
+    let queue = topic(&store, "filler", 1).queue(0).unwrap();
+    topic(&store, "t", 1);
+    // Many groups, so that carrying them takes long.
+    let groups: Vec<String> = (0..100).map(|number| format!("g{number}")).collect();
+    let commit = |group: &str, offset| {
+        let committed = CommittedOffset { topic: "t".into(), queue: 0, offset };
+        loop {
+            match store.commit_offsets(group, std::slice::from_ref(&committed)) {
+                Err(AppendError::NotReady) => store.wait_for_segment().unwrap(),
+                end => return end.unwrap(),
+            }
+        }
+    };
+    groups.iter().for_each(|group| _ = commit(group, 0));
+    let first_position = || store.stats().first_position;
+    let (mut round, mut seen, mut removed, mut end) = (0, first_position(), 0, 0);
+    while removed < 8 {
+        round += 1;
+        append_bodies(&store, &queue, &[&[7; 4096][..]; 4]);
+        end = commit(&groups[round % groups.len()], round as u64);
+        if first_position() > seen {
+            (seen, removed) = (first_position(), removed + 1);
+        }
+    }
+    store.flushed_blocking(end).unwrap();
+    store.dispatched().wait(end).unwrap();
+    let last = |number: usize| (0..=round).rev().find(|round| round % groups.len() == number);
+    let expected: Vec<u64> = (0..groups.len()).map(|n| last(n).unwrap_or(0) as u64).collect();
+    let committed = |store: &Store| -> Vec<u64> {
+        groups.iter().map(|group| store.committed_offset(group, "t", 0).unwrap()).collect()
+    };
+    assert_eq!(committed(&store), expected);
+    store.close().unwrap();
+    assert_eq!(committed(&Store::open(limited).unwrap()), expected, "after a restart");
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use longwire_client::{Client, ErrorCode, Message, NewTopic, QueueOffset, TagFilter, TopicQueue};
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
-use longwire_tests::frame_client::{FrameClient, record};
+use longwire_tests::frame_client::{FrameClient, fetch, record, split};
 use longwire_tests::noise;
 use longwire_tests::small_disk::{FileSystem, SmallDisk};
 use longwire_tests::wait::{until, within};
@@ -88,6 +88,50 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
     let mut client = FrameClient::connect(broker.addresses().data);
     let next = client.produce("t", 0, &record("t", 0, &body)).extents[0].offset;
     assert_eq!(next, stored + 1);
+}
+
+#[test]
+fn a_topic_whose_deletion_finds_no_room_goes_on_and_loses_nothing() {
+    let Some(disk) = small_disk(32) else { return };
+    let ballast = disk.path().join("ballast");
+    fs::write(&ballast, vec![0; 14 << 20]).unwrap();
+    let command = BrokerCommand::new(disk.path().join("data"))
+        .set("storage.segment_bytes=8MiB")
+        .set("storage.checkpoint_interval=100ms")
+        .set("broker.default_queues=1");
+    let broker = command.start();
+    let mut client = FrameClient::connect(broker.addresses().data);
+    // Until not even the smallest record has room, the deletion's neither.
+    let mut stored = 0;
+    let bodies = [noise(9, BODY_BYTES), noise(9, 1 << 10), Vec::new()];
+    for body in &bodies {
+        while client.produce("t", 0, &record("t", 0, body)).code == 0 {
+            stored += 1;
+            assert!(stored < 100_000, "the disk is never full");
+        }
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let deleted = runtime.block_on(async {
+        let client = Client::connect(broker.control()).await.unwrap();
+        client.admin().delete_topic("t").await
+    });
+    assert_eq!(deleted.unwrap_err().code(), Some(ErrorCode::StorageFull));
+    fs::remove_file(&ballast).unwrap();
+    let stores = || {
+        let result = client.produce("t", 0, &record("t", 0, b"goes on"));
+        assert!(result.code == 0 || result.code == ErrorCode::StorageFull.number(), "{result:?}");
+        (result.code == 0).then(|| result.extents[0].offset)
+    };
+    let (_, offset) = until("space is used again", PATIENCE, stores);
+    assert_eq!(offset, stored);
+    broker.stop();
+
+    let broker = command.start();
+    let mut client = FrameClient::connect(broker.addresses().data);
+    assert_eq!(client.produce("t", 0, &record("t", 0, b"x")).extents[0].offset, stored + 1);
+    let (answer, body) = client.fetch(fetch("t", &[(0, stored)], 1 << 20, Duration::ZERO));
+    assert_eq!(answer.results[0].max_offset, stored + 2, "what was acknowledged is there");
+    assert_eq!(split(&body)[0].body(), b"goes on");
 }
 
 /// Takes every byte there is.
