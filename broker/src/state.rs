@@ -37,7 +37,7 @@ pub(crate) struct BrokerState {
     /// `host:port` clients are told for the data plane.
     pub(crate) advertised_data: String,
     pub(crate) started_ms: i64,
-    blocking: Semaphore,
+    blocking: Arc<Semaphore>,
 }
 
 impl BrokerState {
@@ -57,7 +57,7 @@ impl BrokerState {
             store_host,
             advertised_data,
             started_ms: now_ms(),
-            blocking: Semaphore::new(BLOCKING_CALLS_MAX),
+            blocking: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
         }
     }
 
@@ -72,19 +72,39 @@ impl BrokerState {
         }
     }
 
-    /// Runs a call that can wait for the disk where no runtime thread is held up by it.
+    /// Runs a call that can wait for the disk where no runtime thread is held up by it. Once begun it comes
+    /// to its end, even if nobody waits for it any more: whoever asked may have gone.
     pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         call: impl FnOnce(&BrokerState) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let stopped = || (ErrorCode::ShuttingDown, "the broker is stopping".to_owned());
-        let _permit = self.blocking.acquire().await.map_err(|_| stopped())?;
+        let permit = Arc::clone(&self.blocking).acquire_owned().await.map_err(|_| stopped())?;
         let state = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || call(&state)).await {
+        let call = move || {
+            let _permit = permit;
+            call(&state)
+        };
+        match tokio::task::spawn_blocking(call).await {
             Ok(value) => Ok(value),
             Err(error) if error.is_cancelled() => Err(stopped()),
             Err(error) => Err((ErrorCode::Internal, format!("a fault in the broker: {error}"))),
         }
+    }
+
+    /// Creates, changes or deletes a topic, and tells the groups.
+    pub(crate) async fn change_topic<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        change: impl FnOnce(&Store, &str) -> Result<T, TopicError> + Send + 'static,
+    ) -> Result<Result<T, TopicError>, Failure> {
+        let name = name.to_owned();
+        let change = move |state: &BrokerState| {
+            let changed = change(&state.store, &name)?;
+            state.groups.topic_changed(&name);
+            Ok(changed)
+        };
+        self.blocking(change).await
     }
 
     /// The topic; created with default settings where it is unknown and that is allowed.
@@ -103,7 +123,7 @@ impl BrokerState {
             return Err(unknown());
         }
         let config = self.default_topic(name);
-        let created = self.blocking(move |state| state.store.create_topic(config)).await?;
+        let created = self.change_topic(name, move |store, _| store.create_topic(config)).await?;
         match created {
             Ok(topic) => {
                 tracing::info!(
@@ -111,7 +131,6 @@ impl BrokerState {
                     queues = topic.config().queues,
                     "topic created on first use"
                 );
-                self.groups.topic_changed(name);
                 Ok(topic)
             }
             // Somebody else was first.

@@ -9,7 +9,7 @@ use longwire_proto::control::{
     UpdateTopicRequest,
 };
 use longwire_proto::{ErrorCode, name};
-use longwire_storage::{Durability, Topic, TopicConfig, TopicError, TopicUpdate};
+use longwire_storage::{Durability, Store, Topic, TopicConfig, TopicError, TopicUpdate};
 use tonic::{Request, Response, Status};
 
 use super::{check_topic, invalid};
@@ -83,10 +83,10 @@ async fn create(
         retention_bytes: request.retention_bytes,
         ..config
     };
-    let created = state.blocking(move |state| state.store.create_topic(config)).await?;
+    let create = move |store: &Store, _: &str| store.create_topic(config);
+    let created = state.change_topic(&request.name, create).await?;
     let topic = created.map_err(failure)?;
     tracing::info!(topic = request.name, queues = topic.config().queues, "topic created");
-    state.groups.topic_changed(&request.name);
     Ok(encode(&topic))
 }
 
@@ -101,21 +101,18 @@ async fn update(
         retention_ms: request.retention_ms,
         retention_bytes: request.retention_bytes,
     };
-    let name = request.name.clone();
-    let updated = state.blocking(move |state| state.store.update_topic(&name, update)).await?;
+    let update = move |store: &Store, name: &str| store.update_topic(name, update);
+    let updated = state.change_topic(&request.name, update).await?;
     let topic = updated.map_err(failure)?;
     tracing::info!(topic = request.name, queues = topic.config().queues, "topic updated");
-    state.groups.topic_changed(&request.name);
     Ok(encode(&topic))
 }
 
 async fn delete(state: &Arc<BrokerState>, name: String) -> Result<DeleteTopicResponse, Failure> {
     check_own(&name)?;
-    let topic = name.clone();
-    let deleted = state.blocking(move |state| state.store.delete_topic(&topic)).await?;
+    let deleted = state.change_topic(&name, Store::delete_topic).await?;
     deleted.map_err(failure)?;
     tracing::info!(topic = name, "topic deleted");
-    state.groups.topic_changed(&name);
     Ok(DeleteTopicResponse {})
 }
 

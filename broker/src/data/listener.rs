@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use longwire_proto::ErrorCode;
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,12 @@ const BACKLOG: i32 = 1024;
 /// How long to leave connections waiting when the process or the system has no descriptor left: no
 /// event tells when there is one again.
 const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(100);
+
+/// A peer that is silent for so long is probed by the kernel ...
+const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
+/// ... so often, with this pause, and its connection ends where none is answered: its machine is gone.
+const KEEPALIVE_PROBES: u32 = 4;
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(15);
 
 /// How long open connections get to finish once the broker stops.
 const STOP_TIMEOUT: Duration = Duration::from_millis(350);
@@ -110,6 +116,9 @@ fn refuse(stream: &TcpStream, plane: &Plane) {
 fn set_options(stream: &TcpStream, config: &Config) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_TIME);
+    let keepalive = keepalive.with_interval(KEEPALIVE_PAUSE).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
     if let Some(bytes) = config.transfer.notsent_lowat_bytes {
         socket.set_tcp_notsent_lowat(u32::try_from(bytes).unwrap_or(u32::MAX))?;
     }

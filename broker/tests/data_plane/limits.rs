@@ -34,6 +34,26 @@ fn a_connection_too_many_is_told_so_and_there_is_room_again_later() {
 }
 
 #[test]
+fn the_kernel_probes_a_quiet_peer() {
+    let broker = TestBroker::start();
+    let client = Client::connect(broker.addr());
+    let port = |addr: std::net::SocketAddr| format!(":{:04X}", addr.port());
+    let (ours, theirs) = (port(broker.addr()), port(client.stream.local_addr().unwrap()));
+    let probed = || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut broker_side = fields.filter(|f| f[1].ends_with(&ours) && f[2].ends_with(&theirs));
+        // A timer of kind 2 is that of keepalive; while something is unacknowledged there is another.
+        broker_side.any(|fields| fields[5].starts_with("02:"))
+    };
+    let begun = std::time::Instant::now();
+    while !probed() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no such timer");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn a_consumer_that_stops_reading_is_cut_off_and_holds_up_nobody() {
     let broker = TestBroker::start_with(|config| {
         config.limits.stall_timeout = Duration::from_millis(300);
