@@ -125,7 +125,7 @@ impl Consumer {
         match mode {
             Mode::Assigned => shared.assign(shared.starts(assigned, shared.config.start_at).await?),
             Mode::Broadcast => {
-                shared.follow(shared.config.start_at).await?;
+                shared.follow_all(shared.config.start_at).await?;
                 consumer.finder = Some(tokio::spawn(broadcast::run(shared)));
             }
             Mode::Member => {
@@ -179,8 +179,7 @@ impl Consumer {
     /// Fails with `UNKNOWN_MEMBER` or `NOT_OWNER` if the group has taken a queue away meanwhile, and
     /// with [`ErrorKind::InvalidArgument`] without a group.
     pub async fn commit(&self) -> Result<(), Error> {
-        self.shared.done();
-        self.shared.commit().await?;
+        self.shared.commit_received().await?;
         self.shared.check_saved()
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use longwire_client::{
     Admin, Client, Consumer, Durability, ErrorCode, Message, NewTopic, QueueOffset, Receipt,
-    TagFilter, TopicUpdate,
+    TagFilter, TopicQueue, TopicUpdate,
 };
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::load::Load;
@@ -370,6 +370,22 @@ async fn a_commit_tells_that_a_queue_was_lost_before_it() {
     assert_eq!(scene.committed(lost.queue).await, None);
     assert_eq!(scene.committed(1 - lost.queue).await, Some(10), "what it still has is committed");
     a.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_topic_does_not_keep_those_of_others_from_being_committed() {
+    let scene = Scene::start(&["broker.auto_create_topics=false"]).await;
+    for topic in ["goes", "stays"] {
+        scene.create(topic, 1).await;
+        scene.send(topic, 0, 0..3).await;
+    }
+    let queues = ["goes", "stays"].map(|topic| TopicQueue::new(topic, 0));
+    let consumer = scene.client.consumer().group("g").auto_commit(None).assign(queues);
+    let mut consumer = consumer.build().await.unwrap();
+    receive(&mut consumer, 6).await;
+    scene.admin().delete_topic("goes").await.unwrap();
+    consumer.commit().await.unwrap();
+    assert_eq!(scene.committed(0).await, Some(3));
 }
 
 #[tokio::test]

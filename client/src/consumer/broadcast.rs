@@ -12,19 +12,25 @@ use crate::message::TopicQueue;
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Shared {
-    /// Takes on the queues that are not assigned yet.
-    pub(super) async fn follow(&self, start_at: StartAt) -> Result<(), Error> {
+    /// Takes on all queues of the topics.
+    pub(super) async fn follow_all(&self, start_at: StartAt) -> Result<(), Error> {
         for topic in self.config.topics() {
-            let description = self.client.control().topic(&topic, true).await?;
-            let name: Arc<str> = topic.into();
-            let all = description.queues.iter().map(|q| TopicQueue::new(name.clone(), q.queue));
-            let new: Vec<TopicQueue> = {
-                let queues = self.queues.lock();
-                all.filter(|queue| !queues.contains(queue)).collect()
-            };
-            if !new.is_empty() {
-                self.assign(self.starts(new, start_at).await?);
-            }
+            self.follow(topic, start_at).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes on the queues of a topic that are not assigned yet.
+    async fn follow(&self, topic: String, start_at: StartAt) -> Result<(), Error> {
+        let description = self.client.control().topic(&topic, true).await?;
+        let name: Arc<str> = topic.into();
+        let all = description.queues.iter().map(|q| TopicQueue::new(name.clone(), q.queue));
+        let new: Vec<TopicQueue> = {
+            let queues = self.queues.lock();
+            all.filter(|queue| !queues.contains(queue)).collect()
+        };
+        if !new.is_empty() {
+            self.assign(self.starts(new, start_at).await?);
         }
         Ok(())
     }
@@ -33,8 +39,11 @@ impl Shared {
 /// Looks for added queues until the consumer is closed. They are read from their beginning.
 pub(super) async fn run(shared: Arc<Shared>) {
     while tokio::time::timeout(FOLLOW_INTERVAL, shared.closing.cancelled()).await.is_err() {
-        if let Err(error) = shared.follow(StartAt::Earliest).await {
-            tracing::debug!(%error, "cannot look for added queues");
+        for topic in shared.config.topics() {
+            // A topic that is gone must not hide what was added to the others.
+            if let Err(error) = shared.follow(topic, StartAt::Earliest).await {
+                tracing::debug!(%error, "cannot look for added queues");
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Committing how far the application has come.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +13,28 @@ use crate::{Error, ErrorKind};
 /// Offsets in one commit; what is more is committed in several.
 const OFFSETS_PER_COMMIT: usize = 10_000;
 
+/// Held while committing: one after the other, so that an older position never comes after a newer one.
+pub(super) type Committing<'a> = tokio::sync::MutexGuard<'a, ()>;
+
 impl Shared {
     /// Commits what the application is done with, where that is not committed.
     pub(super) async fn commit(&self) -> Result<(), Error> {
-        // One after the other, so that an older position never comes after a newer one.
-        let _committing = self.committing.lock().await;
+        let committing = self.committing.lock().await;
+        self.commit_done(&committing).await
+    }
+
+    /// The application is done with all it has: commits that.
+    pub(super) async fn commit_received(&self) -> Result<(), Error> {
+        let committing = self.committing.lock().await;
+        self.done();
+        self.commit_done(&committing).await
+    }
+
+    async fn commit_done(&self, _: &Committing<'_>) -> Result<(), Error> {
         let positions = self.queues.lock().uncommitted();
-        let member = self.member.lock().clone();
         for part in positions.chunks(OFFSETS_PER_COMMIT) {
             let offsets: Vec<QueueOffset> = part.iter().map(|(_, offset)| offset.clone()).collect();
-            self.send_commit(member.clone(), &offsets).await?;
+            self.send_what_is_left(&offsets).await?;
             self.queues.lock().committed(part);
         }
         Ok(())
@@ -46,6 +59,44 @@ impl Shared {
             queues.forget_unsaved();
         }
         Err(Error::refused(code.number(), message))
+    }
+
+    /// Commits for queues that have been given up.
+    pub(super) async fn commit_lost(
+        &self,
+        _: &Committing<'_>,
+        offsets: &[QueueOffset],
+    ) -> Result<(), Error> {
+        for part in offsets.chunks(OFFSETS_PER_COMMIT) {
+            self.send_what_is_left(part).await?;
+            self.queues.lock().committed_explicitly(part);
+        }
+        Ok(())
+    }
+
+    /// Commits for the topics that are still there. One that has been deleted has nothing to commit any
+    /// more, and must not have the others refused.
+    async fn send_what_is_left(&self, offsets: &[QueueOffset]) -> Result<(), Error> {
+        let is_gone = |sent: &Result<(), Error>| {
+            let code = sent.as_ref().err().and_then(Error::code);
+            matches!(code, Some(ErrorCode::UnknownTopic | ErrorCode::UnknownQueue))
+        };
+        let member = self.member.lock().clone();
+        let sent = self.send_commit(member.clone(), offsets).await;
+        if !is_gone(&sent) {
+            return sent;
+        }
+        let mut topics: HashMap<&str, Vec<QueueOffset>> = HashMap::new();
+        for offset in offsets {
+            topics.entry(&offset.topic).or_default().push(offset.clone());
+        }
+        for offsets in topics.values() {
+            let sent = self.send_commit(member.clone(), offsets).await;
+            if !is_gone(&sent) {
+                sent?;
+            }
+        }
+        Ok(())
     }
 
     /// Commits these offsets, whatever has been received.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::queues::Position;
 use super::{Member, Shared};
 use crate::backoff::Backoff;
 use crate::control::topic_queues;
@@ -27,11 +28,11 @@ const WORK_TIMEOUT: Duration = Duration::from_secs(3);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the consumer stood at when its membership ended.
-type Remembered = Option<(Instant, HashMap<TopicQueue, u64>)>;
+type Remembered = Option<(Instant, HashMap<TopicQueue, Position>)>;
 
 /// Joins, and joins again whenever the membership ends, until the consumer is closed.
 ///
-/// `joined` is told about the first attempt. If that fails, that is all.
+/// `joined` is told about the first attempt. If that fails while somebody waits to hear it, that is all.
 pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), Error>>) {
     let mut joined = Some(joined);
     let mut remembered: Remembered = None;
@@ -42,10 +43,10 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
             Ok(()) => return,
             Err(error) => error,
         };
-        if let Some(joined) = joined.take() {
-            let _ = joined.send(Err(error));
-            return;
-        }
+        let error = match joined.take().map(|joined| joined.send(Err(error.clone()))) {
+            Some(Ok(())) => return,
+            _ => error,
+        };
         lose(&shared, &mut remembered);
         let pause = backoff.next();
         tracing::warn!(%error, ?pause, "the group membership has ended; joining again");
@@ -131,15 +132,18 @@ async fn take_on(
 
     shared.queues.lock().give_up(|queue| assigned.contains(queue));
     work_done(shared).await;
+    // A commit that is under way still has the queues, and the next one has not.
+    let committing = shared.committing.lock().await;
     let (lost, positions) = shared.queues.lock().forget();
     if shared.config.auto_commit.is_some()
         && !positions.is_empty()
-        && let Err(error) = shared.commit_these(&positions).await
+        && let Err(error) = shared.commit_lost(&committing, &positions).await
     {
         tracing::warn!(%error, queues = lost,
             "cannot commit for queues that go to another member; it repeats some messages");
     }
     send(requests, Request::Released(Released { generation })).await?;
+    drop(committing);
 
     let gained: Vec<TopicQueue> = {
         let queues = shared.queues.lock();
@@ -154,8 +158,8 @@ async fn take_on(
         && since.elapsed() < REMEMBERED
     {
         for start in &mut starts {
-            if let Some(&handed) = positions.get(&start.queue) {
-                start.offset = start.offset.max(handed);
+            if let Some(&position) = positions.get(&start.queue) {
+                start.go_on_at(position);
             }
         }
     }
@@ -191,7 +195,7 @@ fn lose(shared: &Shared, remembered: &mut Remembered) {
     let mut queues = shared.queues.lock();
     let assigned = queues.assignment();
     if !assigned.is_empty() {
-        let position = |queue: TopicQueue| Some((queue.clone(), queues.position(&queue)?));
+        let position = |queue: TopicQueue| Some((queue.clone(), queues.stands_at(&queue)?));
         let positions = assigned.into_iter().filter_map(position).collect();
         *remembered = Some((Instant::now(), positions));
     }

@@ -123,6 +123,25 @@ pub(super) struct Start {
     pub(super) offset: u64,
     /// What the group has committed, or what need not be committed.
     pub(super) committed: Option<u64>,
+    /// Where the consumer stood in it, if it comes back.
+    pub(super) back: Option<Position>,
+}
+
+/// How far a consumer has come in a queue; the fields are those of [`QueueState`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    handed: u64,
+    done: u64,
+    touched: bool,
+}
+
+impl Start {
+    /// The queue comes back to a consumer that stood there, unless the group has come further.
+    pub(super) fn go_on_at(&mut self, back: Position) {
+        if self.committed.is_none_or(|committed| committed <= back.handed) {
+            (self.offset, self.back) = (back.handed, Some(back));
+        }
+    }
 }
 
 impl Queues {
@@ -138,6 +157,7 @@ impl Queues {
         }
         self.last_id += 1;
         let (id, epoch) = (self.last_id, self.new_epoch());
+        let done = start.back.map_or(start.offset, |back| back.done);
         let state = QueueState {
             source: source.clone(),
             epoch,
@@ -145,16 +165,19 @@ impl Queues {
             chunks: VecDeque::new(),
             listed: false,
             handed: start.offset,
-            done: start.offset,
+            done,
             committed: start.committed,
-            touched: false,
-            begun: false,
+            touched: start.back.is_some_and(|back| back.touched),
+            begun: start.back.is_some(),
         };
+        if state.touched {
+            self.touched.push(id);
+        }
         // It goes on where the application had come to, so nothing has been lost.
         if self.unsaved.get(&start.queue).is_some_and(|handed| *handed <= start.offset) {
             self.unsaved.remove(&start.queue);
         }
-        self.dirty |= start.committed != Some(start.offset);
+        self.dirty |= start.committed != Some(done);
         self.ids.insert(start.queue, id);
         self.states.insert(id, state);
         self.wanting.push_back(Wanted { key: (id, epoch), source, offset: start.offset });
@@ -337,16 +360,25 @@ impl Queues {
             if let Some(state) = self.states.get_mut(id) {
                 state.committed = Some(position.offset);
             }
+            if !self.unsaved.is_empty() {
+                self.save(position);
+            }
+        }
+    }
+
+    /// What had been handed out of a queue that was lost is committed up to here.
+    fn save(&mut self, to: &QueueOffset) {
+        let queue = TopicQueue::new(to.topic.clone(), to.queue);
+        if self.unsaved.get(&queue).is_some_and(|handed| *handed <= to.offset) {
+            self.unsaved.remove(&queue);
         }
     }
 
     /// The application has committed offsets of its own choice. They stand until it goes on.
     pub(super) fn committed_explicitly(&mut self, offsets: &[QueueOffset]) {
         for offset in offsets {
+            self.save(offset);
             let queue = TopicQueue::new(offset.topic.clone(), offset.queue);
-            if self.unsaved.get(&queue).is_some_and(|handed| *handed <= offset.offset) {
-                self.unsaved.remove(&queue);
-            }
             let id = self.ids.get(&queue).or_else(|| self.leaving.get(&queue));
             if let Some(state) = id.and_then(|id| self.states.get_mut(id)) {
                 state.committed = Some(offset.offset);
@@ -380,6 +412,11 @@ impl Queues {
 
     pub(super) fn has_delayed(&self) -> bool {
         !self.delayed.is_empty()
+    }
+
+    pub(super) fn stands_at(&self, queue: &TopicQueue) -> Option<Position> {
+        let &QueueState { handed, done, touched, .. } = self.states.get(self.ids.get(queue)?)?;
+        Some(Position { handed, done, touched })
     }
 
     /// The offset of the message to be handed out next.

@@ -24,7 +24,9 @@ impl Shared {
         let mut open: HashMap<Arc<str>, Vec<u32>> = HashMap::new();
         for queue in queues {
             match committed.get(&queue) {
-                Some(&offset) => starts.push(Start { queue, offset, committed: Some(offset) }),
+                Some(&offset) => {
+                    starts.push(Start { queue, offset, committed: Some(offset), back: None });
+                }
                 None => open.entry(queue.topic).or_default().push(queue.queue),
             }
         }
@@ -44,7 +46,7 @@ impl Shared {
                 };
                 // A beginning that time would move is committed, so that a restart finds it again.
                 let committed = (start_at == StartAt::Earliest).then_some(offset);
-                starts.push(Start { queue, offset, committed });
+                starts.push(Start { queue, offset, committed, back: None });
             }
         }
         Ok(starts)

@@ -263,6 +263,76 @@ async fn a_broken_membership_is_joined_again_without_repeating_what_was_received
 }
 
 #[tokio::test]
+async fn a_member_that_comes_back_does_not_commit_what_the_application_still_works_on() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"0", b"1"]);
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let building = consumer.auto_commit(Some(Duration::from_millis(20))).build();
+    let join = async {
+        let member = members.recv().await.unwrap();
+        member.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
+        member
+    };
+    let (consumer, member) = tokio::join!(building, join);
+    let mut consumer = consumer.unwrap();
+    receive(&mut consumer, 1).await;
+    receive(&mut consumer, 1).await;
+    let until = async |offset| {
+        while committed(&mock, 0) != Some(offset) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, until(1)).await.unwrap();
+    drop(member);
+    let mut again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
+    assert_eq!(timeout(SOON, again.released.recv()).await.unwrap(), Some(2));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(committed(&mock, 0), Some(1), "message 1 is still being worked on");
+    silent(&mut consumer).await;
+    timeout(SOON, until(2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_misses_nothing_where_nothing_was_committed() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let building = consumer.auto_commit(None).start_at(StartAt::Latest).build();
+    let join = async {
+        let member = members.recv().await.unwrap();
+        member.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
+        member
+    };
+    let (consumer, member) = tokio::join!(building, join);
+    let mut consumer = consumer.unwrap();
+    drop(member);
+    let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    mock.store("t", 0, &[b"in between"]);
+    again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
+    assert_eq!(receive(&mut consumer, 1).await, ["in between"]);
+}
+
+#[tokio::test]
+async fn a_first_join_that_fails_when_nobody_waits_for_it_any_more_is_tried_again() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"0"]);
+    let mut members = mock.members();
+    let client = mock.client().await;
+    // The broker takes so long that the consumer is there before its assignment.
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all()).build().await;
+    let mut consumer = consumer.unwrap();
+    let first = members.recv().await.unwrap();
+    first.assign.send(Err(tonic::Status::unavailable("too late"))).await.unwrap();
+    let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    again.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
+    assert_eq!(receive(&mut consumer, 1).await, ["0"]);
+}
+
+#[tokio::test]
 async fn a_refused_membership_fails_the_build() {
     let mock = Mock::start(&[("t", 1)]).await;
     let mut members = mock.members();

@@ -19,7 +19,7 @@ fn queues(count: u32) -> Queues {
 fn assign(queues: &mut Queues, topic: &str, queue: u32) {
     let name = TopicQueue::new(topic, queue);
     let source = Source { name: name.clone(), filter: TagFilter::all().into() };
-    let start = Start { queue: name, offset: 0, committed: None };
+    let start = Start { queue: name, offset: 0, committed: None, back: None };
     queues.assign(start, source.into());
 }
 
@@ -88,7 +88,7 @@ fn long_topic_names_and_many_tags_still_fit_a_header() {
     for n in 0..1000 {
         let name = TopicQueue::new(format!("{n:0>127}"), 0);
         let source = Source { name: name.clone(), filter: tags.clone().into() };
-        queues.assign(Start { queue: name, offset: 0, committed: None }, source.into());
+        queues.assign(Start { queue: name, offset: 0, committed: None, back: None }, source.into());
     }
     let plans = fetches(&mut queues, &LIMITS);
     assert!(plans.len() > 8);
