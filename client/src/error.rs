@@ -101,9 +101,13 @@ impl Error {
             return Error::refused(code.number(), format!("{what}: {}", status.message()));
         }
         let kind = match status.code() {
-            tonic::Code::Unavailable => ErrorKind::Unreachable,
+            tonic::Code::Unavailable if never_connected(status) => ErrorKind::Unreachable,
             tonic::Code::DeadlineExceeded => ErrorKind::Timeout,
-            tonic::Code::Cancelled | tonic::Code::Unknown => ErrorKind::ConnectionLost,
+            // What HTTP/2 makes of a connection that ended, or whose keep-alive was not answered.
+            tonic::Code::Unavailable
+            | tonic::Code::Cancelled
+            | tonic::Code::Unknown
+            | tonic::Code::Internal => ErrorKind::ConnectionLost,
             _ => ErrorKind::Refused,
         };
         let why = match std::error::Error::source(status) {
@@ -190,6 +194,12 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Whether a call failed because there was no connection to make it over.
+fn never_connected(status: &tonic::Status) -> bool {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source()).any(|e| e.is::<tonic::ConnectError>())
+}
 
 /// What the innermost of nested errors says: the outer ones only name the layers it came through.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {

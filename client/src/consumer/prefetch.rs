@@ -216,13 +216,8 @@ impl Queues {
             self.extend(wanted, bytes, result.next_offset);
             return true;
         }
-        let Some(code) = ErrorCode::from_number(result.code) else {
-            let what = format!("fetching from queue {name} at offset {}", wanted.offset);
-            self.halt(wanted.key.0, Error::refused(result.code, what));
-            return true;
-        };
-        match code {
-            ErrorCode::OffsetOutOfRange => {
+        match ErrorCode::from_number(result.code) {
+            Some(ErrorCode::OffsetOutOfRange) => {
                 let to = match reset {
                     Reset::Earliest => result.min_offset,
                     Reset::Latest => result.max_offset,
@@ -231,13 +226,15 @@ impl Queues {
                     max = result.max_offset, to, "the offset is out of range; going on elsewhere");
                 self.jump(wanted, to);
             }
-            code if code.is_retriable() || code == ErrorCode::Internal => {
+            Some(code) if code.is_retriable() || code == ErrorCode::Internal => {
                 tracing::warn!(queue = %name, %code, "fetching again after a pause");
                 return false;
             }
-            code => {
+            // What was fetched before is handed out first.
+            _ if self.current(wanted.key).is_some_and(|state| state.listed) => return false,
+            _ => {
                 let what = format!("fetching from queue {name} at offset {}", wanted.offset);
-                let error = Error::refused(code.number(), what);
+                let error = Error::refused(result.code, what);
                 self.halt(wanted.key.0, error.with_record(name.clone(), wanted.offset));
             }
         }

@@ -35,6 +35,8 @@ pub(super) struct Topic {
     /// Never fewer than before; those from `head.queues` on are out of use.
     lanes: RwLock<Vec<Arc<Lane>>>,
     refreshed: Mutex<Instant>,
+    /// When the broker was last asked about a queue that was not known; held while it is.
+    asked: tokio::sync::Mutex<Option<Instant>>,
     /// The broker did not know the topic or a queue: ask before the next message.
     stale: AtomicBool,
 }
@@ -95,6 +97,7 @@ impl Topic {
             head: Arc::new(head),
             lanes: RwLock::default(),
             refreshed: Mutex::new(Instant::now()),
+            asked: tokio::sync::Mutex::default(),
             stale: AtomicBool::new(false),
         }
     }
@@ -117,12 +120,8 @@ impl Topic {
 
     /// Whether it is time to ask how many queues there are. True for one caller only.
     pub(super) fn claim_refresh(&self) -> bool {
-        self.claim(REFRESH_INTERVAL)
-    }
-
-    fn claim(&self, interval: Duration) -> bool {
         let mut refreshed = self.refreshed.lock();
-        let due = refreshed.elapsed() >= interval;
+        let due = refreshed.elapsed() >= REFRESH_INTERVAL;
         if due {
             *refreshed = Instant::now();
         }
@@ -142,8 +141,16 @@ impl Topic {
         client: &Client,
         message: &Message,
     ) -> Result<Arc<Lane>, Error> {
-        if self.claim(REFRESH_INTERVAL_MIN) {
+        let began = Instant::now();
+        let mut asked = self.asked.lock().await;
+        // Unless somebody else has asked meanwhile.
+        if self.place(message).is_none() && asked.is_none_or(|asked| asked < began) {
+            if let Some(asked) = *asked {
+                tokio::time::sleep_until((asked + REFRESH_INTERVAL_MIN).into()).await;
+            }
+            let now = Instant::now();
             self.refresh(client).await?;
+            *asked = Some(now);
         }
         self.place(message).ok_or_else(|| {
             let (name, queues) = (&self.head.name, self.head.queues.load(Relaxed));

@@ -143,6 +143,23 @@ async fn what_can_never_be_sent_is_refused_before_it_is_buffered() {
     producer.close().await.unwrap();
 }
 
+#[tokio::test]
+async fn all_who_send_to_a_new_queue_at_once_find_it() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let producer = mock.client().await.producer().build().await.unwrap();
+    producer.send(Message::new("t", "known").queue(0)).await.unwrap();
+    for queue in [1, 2] {
+        mock.state.topics.lock().get_mut("t").unwrap().push(Vec::new());
+        let send = |_| {
+            let producer = producer.clone();
+            tokio::spawn(async move { producer.send(Message::new("t", "new").queue(queue)).await })
+        };
+        for sent in (0..10).map(send).collect::<Vec<_>>() {
+            assert_eq!(sent.await.unwrap().unwrap().queue, queue);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_buffer_makes_senders_wait_and_loses_nothing() {
     let mock = Mock::start(&[("t", 2)]).await;

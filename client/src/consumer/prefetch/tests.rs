@@ -224,3 +224,23 @@ fn what_is_passed_over_is_done_once_nothing_before_it_is_open() {
     queues.done();
     assert_eq!(uncommitted(&queues), 50);
 }
+
+#[test]
+fn what_was_fetched_before_a_lasting_error_is_handed_out_before_it() {
+    let mut queues = queues(1);
+    let bytes = record(0, 0);
+    let plan = fetches(&mut queues, &LIMITS).remove(0);
+    let response = answer(0, bytes.len(), 1);
+    queues.arrived(plan, response, &bytes.into(), Reset::Earliest).unwrap();
+    let mut bad = answer(0, 0, 1);
+    bad.results[0].code = ErrorCode::CorruptLog.number();
+    let plan = fetches(&mut queues, &LIMITS).remove(0);
+    queues.arrived(plan, bad.clone(), &Bytes::new(), Reset::Earliest).unwrap();
+    assert!(queues.take_error().is_none(), "one message lies before it");
+    assert_eq!(hand_out(&mut queues), [(0, 0)]);
+    queues.undelay();
+    let plan = fetches(&mut queues, &LIMITS).remove(0);
+    queues.arrived(plan, bad, &Bytes::new(), Reset::Earliest).unwrap();
+    let error = queues.take_error().unwrap();
+    assert_eq!(error.record().map(|record| record.offset), Some(1));
+}
