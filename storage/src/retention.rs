@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 
 use crate::appender::now_ms;
 use crate::commit_log::CommitLog;
+use crate::consume_queue::{Entry, IndexRead};
 use crate::error::AppendError;
 use crate::housekeeper::Housekeeper;
 use crate::queue::{Queue, Topic, TopicConfig};
@@ -35,6 +36,10 @@ use crate::views::system_topic::SystemRecord;
 
 /// The clock counts as jumped when it is this much ahead of the time that has passed.
 const JUMP_MIN: Duration = Duration::from_secs(60);
+
+/// How many entries of an index are read at a time, of all queues of a topic together; and of each at least.
+const ENTRIES_AT_ONCE: usize = 256 << 10;
+const ENTRIES_AT_ONCE_MIN: usize = 16;
 
 /// The records to be appended again, as things are when it is called.
 pub(crate) type Choose<'a> = &'a dyn Fn() -> Vec<SystemRecord>;
@@ -175,14 +180,13 @@ pub(crate) fn trim_topics(log: &CommitLog, topics: &Topics, now_ms: i64) -> io::
 /// Hides all but the newest messages of a topic that together have no more than `bytes_max`.
 fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
     let queues = topic.queues();
+    let at_once = (ENTRIES_AT_ONCE / queues.len().max(1)).max(ENTRIES_AT_ONCE_MIN);
+    let mut kept: Vec<NewestFirst<'_>> =
+        queues.iter().map(|queue| NewestFirst::of(queue, at_once)).collect();
+    // The newest of each queue, the newest of all at the top.
     let mut newest = BinaryHeap::new();
-    let mut ends: Vec<u64> = queues.iter().map(|queue| queue.index.end()).collect();
-    let before = |queue: &Queue, end: u64| {
-        let some = end > queue.index.first();
-        queue.unless_deleted(some.then(|| queue.index.entry(end - 1)).transpose())
-    };
-    for (at, queue) in queues.iter().enumerate() {
-        newest.extend(before(queue, ends[at])?.map(|entry| (entry.position, entry.size, at)));
+    for (at, queue) in kept.iter_mut().enumerate() {
+        newest.extend(queue.newest()?.map(|entry| (entry.position, entry.size, at)));
     }
     let mut bytes = 0;
     while let Some((_, size, at)) = newest.pop() {
@@ -190,11 +194,60 @@ fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
         if bytes > bytes_max {
             break;
         }
-        ends[at] -= 1;
-        newest.extend(before(&queues[at], ends[at])?.map(|e| (e.position, e.size, at)));
+        kept[at].go_on();
+        newest.extend(kept[at].newest()?.map(|entry| (entry.position, entry.size, at)));
     }
-    queues.iter().zip(ends).for_each(|(queue, first)| queue.index.trim_to(first));
+    kept.iter().for_each(|kept| kept.queue.index.trim_to(kept.end()));
     Ok(())
+}
+
+/// The entries of a queue from the newest on, read some at a time.
+struct NewestFirst<'a> {
+    queue: &'a Queue,
+    /// Those that have been read, oldest first, and the offset of the first of them.
+    entries: Vec<Entry>,
+    begin: u64,
+    at_once: u64,
+}
+
+impl<'a> NewestFirst<'a> {
+    fn of(queue: &'a Queue, at_once: usize) -> NewestFirst<'a> {
+        let (entries, begin) = (Vec::new(), queue.index.end());
+        NewestFirst { queue, entries, begin, at_once: at_once as u64 }
+    }
+
+    /// The offset behind the newest entry that is left.
+    fn end(&self) -> u64 {
+        self.begin + self.entries.len() as u64
+    }
+
+    fn newest(&mut self) -> io::Result<Option<Entry>> {
+        if self.entries.is_empty() {
+            let read = self.read();
+            self.queue.unless_deleted(read)?;
+        }
+        Ok(self.entries.last().copied())
+    }
+
+    fn go_on(&mut self) {
+        self.entries.pop();
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let (index, end) = (&self.queue.index, self.begin);
+        self.begin = end.saturating_sub(self.at_once).max(index.first()).min(end);
+        while self.begin < end {
+            let count = (end - self.begin) as usize;
+            index.read(self.begin, count, IndexRead::MayBlock, &mut self.entries)?;
+            match self.entries.len() {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read if read == count => return Ok(()),
+                // They end with a file: only those of the next one adjoin what came before.
+                read => self.begin += read as u64,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Housekeeper {
