@@ -31,10 +31,11 @@ impl Shared {
     }
 
     async fn commit_done(&self, _: &Committing<'_>) -> Result<(), Error> {
+        let member = self.member.lock().clone();
         let positions = self.queues.lock().uncommitted();
         for part in positions.chunks(OFFSETS_PER_COMMIT) {
             let offsets: Vec<QueueOffset> = part.iter().map(|(_, offset)| offset.clone()).collect();
-            self.send_what_is_left(&offsets).await?;
+            self.send_what_is_left(&member, &offsets).await?;
             self.queues.lock().committed(part);
         }
         Ok(())
@@ -67,8 +68,9 @@ impl Shared {
         _: &Committing<'_>,
         offsets: &[QueueOffset],
     ) -> Result<(), Error> {
+        let member = self.member.lock().clone();
         for part in offsets.chunks(OFFSETS_PER_COMMIT) {
-            self.send_what_is_left(part).await?;
+            self.send_what_is_left(&member, part).await?;
             self.queues.lock().committed_explicitly(part);
         }
         Ok(())
@@ -76,12 +78,14 @@ impl Shared {
 
     /// Commits for the topics that are still there. One that has been deleted has nothing to commit any
     /// more, and must not have the others refused.
-    async fn send_what_is_left(&self, offsets: &[QueueOffset]) -> Result<(), Error> {
+    async fn send_what_is_left(
+        &self,
+        member: &Option<Member>,
+        offsets: &[QueueOffset],
+    ) -> Result<(), Error> {
         let is_gone = |sent: &Result<(), Error>| {
-            let code = sent.as_ref().err().and_then(Error::code);
-            matches!(code, Some(ErrorCode::UnknownTopic | ErrorCode::UnknownQueue))
+            sent.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::UnknownTopic))
         };
-        let member = self.member.lock().clone();
         let sent = self.send_commit(member.clone(), offsets).await;
         if !is_gone(&sent) {
             return sent;

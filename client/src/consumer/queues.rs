@@ -66,6 +66,8 @@ pub(super) struct Queues {
     pub(super) ready: VecDeque<Key>,
     /// With messages handed out since the last call of the application.
     touched: Vec<QueueId>,
+    /// How often the application has asked for more.
+    asked: u64,
     /// Bytes fetched and not handed out.
     pub(super) buffered_bytes: usize,
     /// Bytes that outstanding fetches may bring.
@@ -127,18 +129,23 @@ pub(super) struct Start {
     pub(super) back: Option<Position>,
 }
 
-/// How far a consumer has come in a queue; the fields are those of [`QueueState`].
+/// How far a consumer has come in a queue; the fields but the last are those of [`QueueState`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Position {
     handed: u64,
     done: u64,
     touched: bool,
+    begun: bool,
+    /// How often the application had asked for more by then.
+    asked: u64,
 }
 
 impl Start {
     /// The queue comes back to a consumer that stood there, unless the group has come further.
-    pub(super) fn go_on_at(&mut self, back: Position) {
-        if self.committed.is_none_or(|committed| committed <= back.handed) {
+    pub(super) fn go_on_at(&mut self, mut back: Position) {
+        let committed = self.committed.unwrap_or(0);
+        if committed <= back.handed {
+            back.done = back.done.max(committed);
             (self.offset, self.back) = (back.handed, Some(back));
         }
     }
@@ -157,7 +164,9 @@ impl Queues {
         }
         self.last_id += 1;
         let (id, epoch) = (self.last_id, self.new_epoch());
-        let done = start.back.map_or(start.offset, |back| back.done);
+        // Unless it comes back while the application still works on messages of it.
+        let back = start.back.filter(|back| !back.touched || back.asked == self.asked);
+        let done = back.map_or(start.offset, |back| back.done);
         let state = QueueState {
             source: source.clone(),
             epoch,
@@ -167,8 +176,8 @@ impl Queues {
             handed: start.offset,
             done,
             committed: start.committed,
-            touched: start.back.is_some_and(|back| back.touched),
-            begun: start.back.is_some(),
+            touched: back.is_some_and(|back| back.touched),
+            begun: start.back.is_some_and(|back| back.begun),
         };
         if state.touched {
             self.touched.push(id);
@@ -334,6 +343,7 @@ impl Queues {
 
     /// The application asks for more: it is done with what it has.
     pub(super) fn done(&mut self) {
+        self.asked += 1;
         for id in self.touched.drain(..) {
             if let Some(state) = self.states.get_mut(&id) {
                 state.touched = false;
@@ -415,8 +425,9 @@ impl Queues {
     }
 
     pub(super) fn stands_at(&self, queue: &TopicQueue) -> Option<Position> {
-        let &QueueState { handed, done, touched, .. } = self.states.get(self.ids.get(queue)?)?;
-        Some(Position { handed, done, touched })
+        let &QueueState { handed, done, touched, begun, .. } =
+            self.states.get(self.ids.get(queue)?)?;
+        Some(Position { handed, done, touched, begun, asked: self.asked })
     }
 
     /// The offset of the message to be handed out next.

@@ -291,8 +291,19 @@ async fn a_member_that_comes_back_does_not_commit_what_the_application_still_wor
     assert_eq!(timeout(SOON, again.released.recv()).await.unwrap(), Some(2));
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(committed(&mock, 0), Some(1), "message 1 is still being worked on");
-    silent(&mut consumer).await;
-    timeout(SOON, until(2)).await.unwrap();
+
+    // It is done with it while there is no membership.
+    drop(again);
+    let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    let rejoined = async {
+        again.assign.send(Ok(assignment(3, "t", &[0]))).await.unwrap();
+        until(2).await;
+    };
+    tokio::select! {
+        biased;
+        message = consumer.recv() => panic!("there is none: {message:?}"),
+        committed = timeout(SOON, rejoined) => committed.unwrap(),
+    }
 }
 
 #[tokio::test]
