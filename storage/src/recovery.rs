@@ -124,14 +124,16 @@ fn find_segments(
     dir: &Path,
     durable: Option<u64>,
 ) -> Result<Vec<SegmentFile>, OpenError> {
-    let durable = durable.unwrap_or(0);
+    let known = durable;
+    let durable = known.unwrap_or(0);
     let mut found: Vec<SegmentFile> = Vec::new();
     for (base, path) in list_segments(disk, dir).map_err(FileError::on("list", dir))? {
         let file = disk.open(&path).map_err(FileError::on("open", &path))?;
         let bytes = file.bytes().map_err(FileError::on("measure", &path))?;
         if let Some(last) = found.last().filter(|last| last.end() != base) {
-            if last.end() < durable {
-                return Err(missing(dir, last.end(), durable));
+            // What is not known to be durable may have been acknowledged all the same.
+            if known.is_none_or(|durable| last.end() < durable) {
+                return Err(missing(dir, last.end(), known.unwrap_or(base)));
             }
             // A segment of an earlier, longer life of the log; never acknowledged.
             tracing::warn!(path = %path.display(), "removing a segment that adjoins no other");

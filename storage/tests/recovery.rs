@@ -118,6 +118,12 @@ fn a_missing_segment_below_the_durable_position_is_refused_and_nothing_changes()
     assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
     assert!(error.to_string().contains("the segment is missing"), "{error}");
     assert_eq!(segments(dir.path()).len(), paths.len() - 1);
+
+    // Nor where nothing says any more how far that is.
+    fs::remove_file(dir.path().join("checkpoint")).unwrap();
+    let error = Store::open(config(dir.path())).unwrap_err();
+    assert!(error.to_string().contains("the segment is missing"), "{error}");
+    assert_eq!(segments(dir.path()).len(), paths.len() - 1);
 }
 
 #[test]
