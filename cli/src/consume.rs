@@ -52,7 +52,8 @@ pub(crate) struct ConsumeArgs {
     /// Stop after so many messages.
     #[arg(short, long, value_name = "N")]
     max: Option<u64>,
-    /// Stop when no message has come for so long. Exit code 5 if --max was not reached by then.
+    /// Stop when no message has come for so long. Exit code 5 if --max, or without --group and
+    /// --follow the end, was not reached by then.
     #[arg(long, value_name = "TIME", value_parser = size::duration)]
     timeout: Option<Duration>,
     /// How a message is written: 'lines' (body and newline, exactly as it was read), 'raw' (bodies
@@ -129,6 +130,11 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
         (End::Interrupted, _) => Err(Failure::interrupted()),
         (End::Idle, Some(max)) if written < max => {
             let message = format!("no message came in time; {written} of {max} were written");
+            Err(Failure::new(Exit::TimedOut, message))
+        }
+        (End::Idle, None) if args.group.is_none() && !args.follow => {
+            let message =
+                format!("no message came in time; {written} were written, not all there are");
             Err(Failure::new(Exit::TimedOut, message))
         }
         _ => Ok(()),

@@ -134,8 +134,6 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failur
     let input = Input::check(&args.files, args.split)?;
     let client = connect(global).await?;
     let topic = topic_or_create(&client, &args.topic).await?;
-    let keyed = args.key.is_some() || args.key_separator.is_some();
-    let queue = args.queue.or_else(|| (!keyed).then(|| any_queue(topic.topic.queues)));
     let producer = producer(&client, &args).await?;
 
     let labels = Labels {
@@ -144,7 +142,8 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failur
         key_separator: args.key_separator,
         tag: args.tag,
         properties: args.properties,
-        queue,
+        queue: args.queue,
+        keyless_queue: any_queue(topic.topic.queues),
     };
     let started = Instant::now();
     let (sent, outcome) =

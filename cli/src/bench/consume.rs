@@ -191,9 +191,12 @@ async fn read(
             .auto_commit(None)
             .build()
             .await?;
+        // What it would fetch before the start would come too fast.
+        consumer.pause(&consumer.assignment());
         readers.push((consumer, spans));
     }
     let start = Instant::now();
+    readers.iter().for_each(|(consumer, _)| consumer.resume(&consumer.assignment()));
     let until = args.duration.map(|time| start + time);
     let (mut reading, mut recorders) = (JoinSet::new(), Vec::new());
     for (consumer, spans) in readers {

@@ -111,10 +111,12 @@ impl Reading {
             return Ok(());
         }
         match self.consumer.commit().await {
-            // The queue has moved to another member, which repeats what was not committed.
+            // A queue has moved to another member, which repeats what was not committed; or this one is
+            // about to join again. The other queues are still to be committed.
             Err(error)
                 if matches!(error.code(), Some(ErrorCode::NotOwner | ErrorCode::UnknownMember)) =>
             {
+                self.commit_at = Some(Instant::now() + COMMIT_INTERVAL);
                 Ok(())
             }
             outcome => Ok(outcome?),

@@ -26,6 +26,8 @@ pub(crate) struct Labels {
     pub(crate) tag: Option<String>,
     pub(crate) properties: Vec<(String, String)>,
     pub(crate) queue: Option<u32>,
+    /// The queue of what has no key, so that it keeps its order.
+    pub(crate) keyless_queue: u32,
 }
 
 /// What was stored.
@@ -179,7 +181,10 @@ impl Labels {
         }
         let bytes = body.len();
         let mut message = Message::new(self.topic.clone(), body);
-        if let Some(key) = key.filter(|key| !key.is_empty()) {
+        let key = key.filter(|key| !key.is_empty());
+        // By its key, a message finds its queue itself.
+        let queue = self.queue.or_else(|| key.is_none().then_some(self.keyless_queue));
+        if let Some(key) = key {
             message = message.key(key);
         }
         if let Some(tag) = &self.tag {
@@ -191,7 +196,7 @@ impl Labels {
         if ending != Ending::Newline {
             message = message.property(EOL_PROPERTY, EOL_NONE);
         }
-        if let Some(queue) = self.queue {
+        if let Some(queue) = queue {
             message = message.queue(queue);
         }
         Ok((message, bytes))

@@ -50,7 +50,7 @@ impl Bulk {
             receiving.spawn(receive(member, Arc::clone(&receipts), progress.clone()));
         }
         let started = Instant::now();
-        let sent = send(client, source, queues).await?;
+        let sent = send(client, source, queues, &receipts).await?;
         let produced_in = started.elapsed();
         let messages = sent.chains.iter().map(|chain| chain.lines).sum();
         receipts.expect(messages);
@@ -89,7 +89,12 @@ struct SentLines {
 }
 
 /// Sends each portion of lines to the next queue, and waits until all of it is acknowledged.
-async fn send(client: &Client, source: Source, queues: u32) -> Result<SentLines, Failure> {
+async fn send(
+    client: &Client,
+    source: Source,
+    queues: u32,
+    receipts: &Receipts,
+) -> Result<SentLines, Failure> {
     let producer = client.producer().buffer_bytes_max(PRODUCER_BUFFER_BYTES).build().await?;
     let (deliveries, settled) = mpsc::channel::<Vec<UnderWay>>(PORTIONS_AHEAD);
     let settling = tokio::spawn(settle(settled));
@@ -99,7 +104,14 @@ async fn send(client: &Client, source: Source, queues: u32) -> Result<SentLines,
     let topic: Arc<str> = TOPIC.into();
     let mut chains = vec![Chain::default(); queues as usize];
     let (mut cuts, mut portion_number) = (0, 0_u64);
-    while let Some(pieces) = portions.recv().await {
+    while let Some(portion) = portions.recv().await {
+        let pieces = match portion {
+            Ok(pieces) => pieces,
+            Err(failure) => {
+                receipts.note(format!("left out: {failure}"));
+                continue;
+            }
+        };
         let queue = (portion_number % u64::from(queues)) as u32;
         portion_number += 1;
         let chain = &mut chains[queue as usize];

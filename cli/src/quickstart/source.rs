@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use crate::error::{Exit, Failure};
-use crate::output;
 use crate::produce::input::BODY_BYTES_MAX;
 use crate::produce::lines::{CutError, Cutter, Overlong, Piece, Split};
 
@@ -59,21 +58,28 @@ impl Source {
 
     /// Counts the files, without reading them.
     pub(super) fn survey(&self) -> Result<Survey, Failure> {
-        let mut survey = Survey::default();
+        let (mut survey, mut refused) = (Survey::default(), None);
         for file in self.files() {
-            // One that cannot be read is told when it is its turn.
-            let Ok(file) = file else { continue };
-            survey.files += 1;
-            survey.bytes += file.metadata().map_or(0, |metadata| metadata.len());
+            match file {
+                Ok(file) => {
+                    survey.files += 1;
+                    survey.bytes += file.metadata().map_or(0, |metadata| metadata.len());
+                }
+                // It is told when it is its turn, if others are there.
+                Err(failure) => refused = refused.or(Some(failure)),
+            }
         }
-        match survey.files {
-            0 => Err(Failure::usage(format!("there are no files under {}", self.path.display()))),
+        match (survey.files, refused) {
+            (0, Some(failure)) => Err(Failure::failed(format!("cannot read {failure}"))),
+            (0, None) => {
+                Err(Failure::usage(format!("there are no files under {}", self.path.display())))
+            }
             _ => Ok(survey),
         }
     }
 
-    /// Reads all lines, on a thread of its own.
-    pub(super) fn read(self) -> io::Result<mpsc::Receiver<Vec<Piece>>> {
+    /// Reads all lines, on a thread of its own; or says what could not be read.
+    pub(super) fn read(self) -> io::Result<mpsc::Receiver<Result<Vec<Piece>, String>>> {
         let (sender, receiver) = mpsc::channel(READS_AHEAD);
         std::thread::Builder::new().name("read".to_owned()).spawn(move || {
             for file in self.files() {
@@ -81,7 +87,9 @@ impl Source {
                     Ok(Ok(true)) => {}
                     Ok(Ok(false)) => return,
                     Ok(Err(failure)) | Err(failure) => {
-                        output::note(&format!("left out: {failure}"));
+                        if sender.blocking_send(Err(failure)).is_err() {
+                            return;
+                        }
                     }
                 }
             }
@@ -107,14 +115,17 @@ fn cannot_read(path: &Path, error: &io::Error) -> Failure {
 
 /// False where nobody wants the lines any more. A file that cannot be read to its end has had the
 /// lines before that sent.
-fn read_lines(path: &Path, sender: &mpsc::Sender<Vec<Piece>>) -> Result<bool, String> {
+fn read_lines(
+    path: &Path,
+    sender: &mpsc::Sender<Result<Vec<Piece>, String>>,
+) -> Result<bool, String> {
     let cannot = |error: &io::Error| format!("{}: {error}", path.display());
     let source = File::open(path).map_err(|error| cannot(&error))?;
     let mut cutter = Cutter::new(source, Split::Lines { overlong: Overlong::Cut }, BODY_BYTES_MAX);
     loop {
         let mut pieces = Vec::new();
         let outcome = cutter.advance(&mut pieces);
-        if !pieces.is_empty() && sender.blocking_send(pieces).is_err() {
+        if !pieces.is_empty() && sender.blocking_send(Ok(pieces)).is_err() {
             return Ok(false);
         }
         match outcome {

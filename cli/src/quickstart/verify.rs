@@ -93,12 +93,17 @@ impl Receipts {
         self.check_complete();
     }
 
-    /// Records that something is wrong, and ends the waiting.
-    pub(super) fn fail(&self, problem: String) {
+    /// Records that something is wrong.
+    pub(super) fn note(&self, problem: String) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         if problems.len() < PROBLEMS_MAX {
             problems.push(problem);
         }
+    }
+
+    /// The same, and ends the waiting.
+    pub(super) fn fail(&self, problem: String) {
+        self.note(problem);
         self.done.cancel();
     }
 

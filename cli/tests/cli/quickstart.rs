@@ -55,6 +55,17 @@ fn table_says_that_all_is_well_and_the_temporary_folder_is_gone() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_cannot_be_read_is_not_verified() {
+    // Can be opened, and not read from its beginning.
+    let output = longwire().args(["quickstart", "/proc/self/mem", "--json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["verified"], false);
+    assert!(report["problems"][0].as_str().unwrap().contains("/proc/self/mem"), "{report}");
+}
+
+#[test]
 fn path_that_is_not_there_or_empty_is_a_usage_error() {
     let empty = tempfile::tempdir().unwrap();
     for path in [empty.path().to_owned(), empty.path().join("none")] {
