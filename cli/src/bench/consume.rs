@@ -9,7 +9,7 @@ use longwire_client::{Client, Consumer, StartAt, TagFilter, TopicQueue};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Lanes, Load};
+use super::load::{Lanes, Ready};
 use super::plan::{Length, Plan};
 use super::progress::Progress;
 use super::record::{Amount, Record, Recorder};
@@ -129,8 +129,9 @@ async fn fill(
     let by_bytes = (FILL_BYTES / args.fill.size.mean().max(1.0)) as u64;
     let length = Length::Messages(args.messages.unwrap_or(by_bytes.clamp(1, 1_000_000)));
     let LoadArgs { rate, clients, .. } = args.fill;
+    let ready = Ready::connect(client, &args.fill, target).await?;
     let plan = Plan::new(Instant::now(), Duration::ZERO, length, rate, clients);
-    let load = Load::start(client, &args.fill, target, plan, None, &stop).await?;
+    let load = ready.start(&args.fill, target, plan, None, &stop);
     let _progress = Progress::start(global.quiet, "filling", load.recorders.clone());
     let lanes = Lanes::clone(&load.lanes);
     let sent = load.finish(&stop).await?;

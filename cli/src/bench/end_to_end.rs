@@ -7,7 +7,7 @@ use longwire_client::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Arrivals;
-use super::load::{Lanes, Load, Sent};
+use super::load::{Lanes, Ready, Sent};
 use super::progress::Progress;
 use super::record::Record;
 use super::report::{Percentiles, Report};
@@ -81,13 +81,14 @@ async fn measure(
     }
     let stop = interrupted.child_token();
     let run = fastrand::u64(..);
+    let ready = Ready::connect(client, &args.load, target).await?;
     let arrivals = Arrivals::connect(client, target, run, clients, consumers).await?;
     let cpu = cpu::cpu_time();
     // The clock starts once everyone is connected.
     let plan = args.length.plan(&args.load);
     let (start, measured_from) = (plan.start(), plan.measured_from());
     let receiving = arrivals.receive(start, measured_from);
-    let load = Load::start(client, &args.load, target, plan, Some(run), &stop).await?;
+    let load = ready.start(&args.load, target, plan, Some(run), &stop);
     let lanes = Lanes::clone(&load.lanes);
     let progress = Progress::start(global.quiet, "end to end", receiving.recorders().to_vec());
     let sent = load.finish(&stop).await?;

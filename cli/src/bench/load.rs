@@ -49,16 +49,20 @@ pub(super) struct Sent {
     pub(super) delays: Histogram<u64>,
 }
 
-impl Load {
-    /// Connects the clients and lets them go. With `run`, messages are stamped with it.
-    pub(super) async fn start(
+/// Clients that are connected and have not begun.
+#[derive(Debug)]
+pub(super) struct Ready {
+    bodies: Bodies,
+    producers: Vec<Producer>,
+}
+
+impl Ready {
+    /// Connects the clients, which takes its time: the plan's clock starts when they are let go.
+    pub(super) async fn connect(
         client: &Client,
         args: &LoadArgs,
         target: &Target,
-        plan: Plan,
-        run: Option<u64>,
-        stop: &CancellationToken,
-    ) -> Result<Load, Failure> {
+    ) -> Result<Ready, Failure> {
         let clients = args.clients;
         if u64::from(clients) * u64::from(target.queues) > LANES_MAX {
             return Err(Failure::usage(format!(
@@ -71,6 +75,20 @@ impl Load {
         for _ in 0..clients {
             producers.push(producer(client, args, target.producer_durability()).await?);
         }
+        Ok(Ready { bodies, producers })
+    }
+
+    /// Lets them go. With `run`, messages are stamped with it.
+    pub(super) fn start(
+        self,
+        args: &LoadArgs,
+        target: &Target,
+        plan: Plan,
+        run: Option<u64>,
+        stop: &CancellationToken,
+    ) -> Load {
+        let Ready { bodies, producers } = self;
+        let clients = args.clients;
         let lanes = (0..clients as usize * target.queues as usize).map(|_| Mutex::default());
         let mut load = Load {
             recorders: Vec::new(),
@@ -107,9 +125,11 @@ impl Load {
             };
             load.spawn(sender, stop.clone());
         }
-        Ok(load)
+        load
     }
+}
 
+impl Load {
     fn spawn(&mut self, mut sender: Sender, stop: CancellationToken) {
         let plan = Arc::clone(&self.plan);
         let runtime = tokio::runtime::Handle::current();

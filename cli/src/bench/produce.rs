@@ -5,7 +5,7 @@ use std::time::Instant;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::load::{Load, Sent};
+use super::load::{Ready, Sent};
 use super::progress::Progress;
 use super::report::{Percentiles, Report};
 use super::target::Target;
@@ -63,9 +63,10 @@ async fn send(
     interrupted: &CancellationToken,
 ) -> Result<(Sent, Instant), Failure> {
     let stop = interrupted.child_token();
+    let ready = Ready::connect(client, &args.load, target).await?;
     let plan = args.length.plan(&args.load);
     let measured_from = plan.measured_from();
-    let load = Load::start(client, &args.load, target, plan, None, &stop).await?;
+    let load = ready.start(&args.load, target, plan, None, &stop);
     let _progress = Progress::start(global.quiet, "producing", load.recorders.clone());
     Ok((load.finish(&stop).await?, measured_from))
 }
