@@ -188,11 +188,13 @@ fn walk(
     // Retention notes what it removes, and never removes the newest segment.
     let durable = known.durable.filter(|durable| *durable > 0);
     let mut end_of_last = census.log_began().into_iter().chain(durable).fold(first, u64::min);
+    let missing = |verified: &mut Verified, beside: &SegmentFile, from: u64, to: u64| {
+        let path = beside.path.with_file_name(Segment::file_name(from));
+        verified.damage(path, from, to - from, "the segment is missing".into());
+    };
     for (index, segment) in segments.iter().enumerate() {
         if segment.base > end_of_last {
-            let path = segment.path.with_file_name(Segment::file_name(end_of_last));
-            let bytes = segment.base - end_of_last;
-            verified.damage(path, end_of_last, bytes, "the segment is missing".into());
+            missing(verified, segment, end_of_last, segment.base);
         }
         let read = FileError::on("read", &segment.path);
         let (ended, ms) =
@@ -200,8 +202,11 @@ fn walk(
         newest_ms = ms.max(newest_ms);
         end_of_last = segment.end();
         if ended {
-            break;
+            return Ok(newest_ms);
         }
+    }
+    if let (Some(last), Some(durable)) = (segments.last(), durable.filter(|d| *d > end_of_last)) {
+        missing(verified, last, end_of_last, durable);
     }
     Ok(newest_ms)
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use longwire_storage::*;
 use support::*;
@@ -194,4 +195,49 @@ fn the_oldest_segment_cannot_go_missing_unnoticed() {
     let verified = verify(dir.path()).unwrap();
     assert_eq!(verified.damage[0].path, path, "{verified:?}");
     assert!(verified.damage[0].messages.len() > 50);
+}
+
+#[test]
+fn the_newest_segment_cannot_go_missing_unnoticed() {
+    let dir = closed();
+    let end = verify(dir.path()).unwrap().end_position;
+    let base =
+        |path: &PathBuf| -> u64 { path.file_name().unwrap().to_str().unwrap().parse().unwrap() };
+    let (written, ready): (Vec<_>, Vec<_>) =
+        segments(dir.path()).into_iter().partition(|path| base(path) < end);
+    let newest = written.last().unwrap();
+    ready.iter().chain([newest]).for_each(|path| fs::remove_file(path).unwrap());
+    let refused = Store::open(config(dir.path())).unwrap_err();
+    assert!(matches!(&refused, OpenError::Corrupt { path, .. } if path == newest), "{refused}");
+    let verified = verify(dir.path()).unwrap();
+    let [damage] = &verified.damage[..] else { panic!("{verified:?}") };
+    assert_eq!((&damage.path, damage.position + damage.bytes), (newest, end));
+    assert!(!damage.messages.is_empty());
+}
+
+#[test]
+fn views_of_a_log_whose_beginning_retention_has_removed_are_not_called_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let eager = StoreConfig {
+        retention_check_interval: Duration::from_millis(5),
+        retention_bytes: Some(256 << 10),
+        ..config(dir.path())
+    };
+    let store = Store::open(eager).unwrap();
+    let filler = topic(&store, "filler", 1).queue(0).unwrap();
+    let fill = || _ = append_bodies(&store, &filler, &[&[7; 4096][..]; 4]);
+    topic(&store, "t", 1);
+    // Into another segment than the topic's own record, which is carried behind it.
+    while store.stats().segments < 2 {
+        fill();
+    }
+    let at = CommittedOffset { topic: "t".into(), queue: 0, offset: 3 };
+    assert_eq!(store.stats().first_position, 0);
+    store.commit_offsets("g", &[at]).unwrap();
+    while store.stats().first_position == 0 {
+        fill();
+    }
+    store.close().unwrap();
+    let verified = verify(dir.path()).unwrap();
+    assert!(verified.is_whole() && verified.views.is_empty(), "{verified:?}");
 }

@@ -15,7 +15,7 @@ use crate::open::Paths;
 use crate::queue_files::{file_name, parse_file_name};
 use crate::views::database::{Stored, read_copy};
 use crate::views::system_topic::SystemRecord;
-use crate::views::{CommittedOffset, Views, created_position};
+use crate::views::{CommittedOffset, Views};
 
 /// Entries read from a consume queue at once.
 const ENTRIES_PER_READ: u64 = 204;
@@ -30,6 +30,8 @@ pub(crate) struct Census {
     queues: BTreeMap<(String, u32), Seen>,
     /// What the log says, folded as far as the views on disk have come.
     folded: Views,
+    /// No record has been seen yet.
+    is_first: bool,
     /// What the views on disk say.
     stored: Option<Stored>,
     lines: Vec<String>,
@@ -57,7 +59,7 @@ impl Census {
         };
         let queues_dir = paths.queues.clone();
         let (queues, folded) = (BTreeMap::new(), Views::default());
-        Census { disk, queues_dir, queues, folded, stored, lines }
+        Census { disk, queues_dir, queues, folded, is_first: true, stored, lines }
     }
 
     /// Where the log began, as far as the views on disk tell.
@@ -68,6 +70,9 @@ impl Census {
     /// A whole record of the log, the next one.
     pub(crate) fn saw(&mut self, record: &RecordView<'_>) {
         let end = record.position() + record.size() as u64;
+        if std::mem::take(&mut self.is_first) && record.position() > 0 {
+            self.folded.begin_anew();
+        }
         let in_views = self.stored.as_ref().is_some_and(|stored| end <= stored.views.folded);
         if let Some(system) = SystemRecord::read(record).filter(|_| in_views) {
             self.folded.fold(system, record.position(), end);
@@ -161,10 +166,7 @@ impl Census {
             self.lines.push(format!("views.redb knows the log up to {folded}, it ends at {end}"));
             return;
         }
-        // Retention may have removed what a fold from the log's first record on would need.
-        if views.topics.values().any(|topic| created_position(topic) > topic.position) {
-            return;
-        }
+        self.folded.end_anew();
         let topics = views.topics.keys().eq(self.folded.topics.keys());
         let committed = |views: &Views| {
             let groups = views.groups.keys();
