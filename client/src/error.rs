@@ -98,7 +98,12 @@ impl Error {
     /// A gRPC call `what` failed with `status`.
     pub(crate) fn from_status(what: &str, status: &tonic::Status) -> Error {
         if let Some(code) = longwire_proto::error_code_of(status) {
-            return Error::refused(code.number(), format!("{what}: {}", status.message()));
+            let error = Error::refused(code.number(), format!("{what}: {}", status.message()));
+            return match code {
+                // The change may have been made, and not yet be durable.
+                ErrorCode::StorePoisoned | ErrorCode::ShuttingDown => error.with_unknown_outcome(),
+                _ => error,
+            };
         }
         let kind = match status.code() {
             tonic::Code::Unavailable if never_connected(status) => ErrorKind::Unreachable,

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rustix::io::Errno;
 
 use crate::appender::Appender;
 use crate::config::{AppendPath, StoreConfig};
@@ -272,8 +271,8 @@ impl SegmentSupply {
 
 /// Whether an error says that there is no space, which can pass.
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    error.kind() == io::ErrorKind::StorageFull || code == Some(Errno::DQUOT.raw_os_error())
+    // By its kind: redb's errors have lost their number.
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]

@@ -52,6 +52,9 @@ pub struct Store {
     pub(crate) lock: Mutex<Option<DiskLock>>,
 }
 
+/// How often retention lets others append system records first, before it has them wait for it.
+const CARRY_TRIES: u32 = 100;
+
 /// Figures of a store at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreStats {
@@ -427,13 +430,18 @@ impl Store {
     /// What is chosen is the latest there is, and no system record comes in between: what an older one
     /// says would be taken for newer.
     fn carry_forward(&self, choose: Choose<'_>) -> Result<(), AppendError> {
+        let mut tries = 0;
         loop {
             let mut system_end = self.system.lock();
             let end = *system_end;
             if self.marks.dispatched.get() < end {
-                drop(system_end);
+                tries += 1;
+                if tries <= CARRY_TRIES {
+                    drop(system_end);
+                    self.marks.dispatched.wait(end)?;
+                    continue;
+                }
                 self.marks.dispatched.wait(end)?;
-                continue;
             }
             let append = |record| self.append_record(&mut system_end, &record, || {});
             let ends: Result<Vec<u64>, _> = choose().into_iter().map(append).collect();
