@@ -122,9 +122,8 @@ pub(crate) fn recover(
 fn find_segments(
     disk: &dyn Disk,
     dir: &Path,
-    durable: Option<u64>,
+    known: Option<u64>,
 ) -> Result<Vec<SegmentFile>, OpenError> {
-    let known = durable;
     let durable = known.unwrap_or(0);
     let mut found: Vec<SegmentFile> = Vec::new();
     for (base, path) in list_segments(disk, dir).map_err(FileError::on("list", dir))? {

@@ -74,12 +74,7 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
     runtime.block_on(reads);
 
     fs::remove_file(&ballast).unwrap();
-    let stores = || {
-        let result = client.produce("t", 0, &record("t", 0, &body));
-        assert!(result.code == 0 || result.code == ErrorCode::StorageFull.number(), "{result:?}");
-        (result.code == 0).then(|| result.extents[0].offset)
-    };
-    let (took, offset) = until("space is used again", PATIENCE, stores);
+    let (took, offset) = until_stored(&mut client, &body);
     println!("writes resume {took:?} after there is space");
     assert_eq!(offset, stored, "what was refused left nothing behind");
     broker.stop();
@@ -117,12 +112,7 @@ fn a_topic_whose_deletion_finds_no_room_goes_on_and_loses_nothing() {
     });
     assert_eq!(deleted.unwrap_err().code(), Some(ErrorCode::StorageFull));
     fs::remove_file(&ballast).unwrap();
-    let stores = || {
-        let result = client.produce("t", 0, &record("t", 0, b"goes on"));
-        assert!(result.code == 0 || result.code == ErrorCode::StorageFull.number(), "{result:?}");
-        (result.code == 0).then(|| result.extents[0].offset)
-    };
-    let (_, offset) = until("space is used again", PATIENCE, stores);
+    let (_, offset) = until_stored(&mut client, b"goes on");
     assert_eq!(offset, stored);
     broker.stop();
 
@@ -132,6 +122,16 @@ fn a_topic_whose_deletion_finds_no_room_goes_on_and_loses_nothing() {
     let (answer, body) = client.fetch(fetch("t", &[(0, stored)], 1 << 20, Duration::ZERO));
     assert_eq!(answer.results[0].max_offset, stored + 2, "what was acknowledged is there");
     assert_eq!(split(&body)[0].body(), b"goes on");
+}
+
+/// Produces again until there is space; how long that took, and the offset. Nothing but the want of
+/// space may refuse it.
+fn until_stored(client: &mut FrameClient, body: &[u8]) -> (Duration, u64) {
+    until("space is used again", PATIENCE, || {
+        let result = client.produce("t", 0, &record("t", 0, body));
+        assert!(result.code == 0 || result.code == ErrorCode::StorageFull.number(), "{result:?}");
+        (result.code == 0).then(|| result.extents[0].offset)
+    })
 }
 
 /// Takes every byte there is.

@@ -183,9 +183,7 @@ impl Queues {
             self.touched.push(id);
         }
         // It goes on where the application had come to, so nothing has been lost.
-        if self.unsaved.get(&start.queue).is_some_and(|handed| *handed <= start.offset) {
-            self.unsaved.remove(&start.queue);
-        }
+        self.save(&start.queue, start.offset);
         self.dirty |= start.committed != Some(done);
         self.ids.insert(start.queue, id);
         self.states.insert(id, state);
@@ -371,24 +369,24 @@ impl Queues {
                 state.committed = Some(position.offset);
             }
             if !self.unsaved.is_empty() {
-                self.save(position);
+                let queue = TopicQueue::new(position.topic.clone(), position.queue);
+                self.save(&queue, position.offset);
             }
         }
     }
 
-    /// What had been handed out of a queue that was lost is committed up to here.
-    fn save(&mut self, to: &QueueOffset) {
-        let queue = TopicQueue::new(to.topic.clone(), to.queue);
-        if self.unsaved.get(&queue).is_some_and(|handed| *handed <= to.offset) {
-            self.unsaved.remove(&queue);
+    /// Nothing that had been handed out of a queue before this offset is lost any more.
+    fn save(&mut self, queue: &TopicQueue, offset: u64) {
+        if self.unsaved.get(queue).is_some_and(|handed| *handed <= offset) {
+            self.unsaved.remove(queue);
         }
     }
 
     /// The application has committed offsets of its own choice. They stand until it goes on.
     pub(super) fn committed_explicitly(&mut self, offsets: &[QueueOffset]) {
         for offset in offsets {
-            self.save(offset);
             let queue = TopicQueue::new(offset.topic.clone(), offset.queue);
+            self.save(&queue, offset.offset);
             let id = self.ids.get(&queue).or_else(|| self.leaving.get(&queue));
             if let Some(state) = id.and_then(|id| self.states.get_mut(id)) {
                 state.committed = Some(offset.offset);

@@ -2,11 +2,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use longwire_client::{
-    Consumer, ErrorCode, ErrorKind, Message, QueueOffset, StartAt, TagFilter, TopicQueue,
+    Consumer, ConsumerBuilder, ErrorCode, ErrorKind, Message, QueueOffset, StartAt, TagFilter,
+    TopicQueue,
 };
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
-use crate::mock::{Act, Mock, assignment};
+use crate::mock::{Act, JoinedMember, Mock, assignment};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -27,6 +29,30 @@ async fn silent(consumer: &mut Consumer) {
 
 fn committed(mock: &Mock, queue: u32) -> Option<u64> {
     mock.state.committed.lock().get(&("g".into(), "t".into(), queue)).copied()
+}
+
+/// Waits until this is committed for queue 0.
+async fn until_committed(mock: &Mock, offset: u64) {
+    let reached = async {
+        while committed(mock, 0) != Some(offset) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, reached).await.unwrap();
+}
+
+/// A member that is assigned queue 0 of `t`, and the broker's side of it.
+async fn joined(
+    consumer: ConsumerBuilder,
+    members: &mut UnboundedReceiver<JoinedMember>,
+) -> (Consumer, JoinedMember) {
+    let join = async {
+        let member = members.recv().await.unwrap();
+        member.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
+        member
+    };
+    let (consumer, member) = tokio::join!(consumer.build(), join);
+    (consumer.unwrap(), member)
 }
 
 #[test]
@@ -193,12 +219,7 @@ async fn automatic_commit_leaves_out_what_the_application_may_still_work_on() {
     let mut consumer = consumer.build().await.unwrap();
     receive(&mut consumer, 1).await;
     receive(&mut consumer, 1).await;
-    let until = async |offset| {
-        while committed(&mock, 0) != Some(offset) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(SOON, until(1)).await.unwrap();
+    until_committed(&mock, 1).await;
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert_eq!(committed(&mock, 0), Some(1), "message 1 is still being worked on");
     consumer.close().await.unwrap();
@@ -243,14 +264,8 @@ async fn a_broken_membership_is_joined_again_without_repeating_what_was_received
     mock.store("t", 0, &[b"0", b"1"]);
     let mut members = mock.members();
     let client = mock.client().await;
-    let building = client.consumer().group("g").subscribe("t", TagFilter::all()).build();
-    let join = async {
-        let member = members.recv().await.unwrap();
-        member.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
-        member
-    };
-    let (consumer, member) = tokio::join!(building, join);
-    let mut consumer = consumer.unwrap();
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let (mut consumer, member) = joined(consumer, &mut members).await;
     receive(&mut consumer, 2).await;
     drop(member);
     let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
@@ -269,22 +284,11 @@ async fn a_member_that_comes_back_does_not_commit_what_the_application_still_wor
     let mut members = mock.members();
     let client = mock.client().await;
     let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
-    let building = consumer.auto_commit(Some(Duration::from_millis(20))).build();
-    let join = async {
-        let member = members.recv().await.unwrap();
-        member.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
-        member
-    };
-    let (consumer, member) = tokio::join!(building, join);
-    let mut consumer = consumer.unwrap();
+    let consumer = consumer.auto_commit(Some(Duration::from_millis(20)));
+    let (mut consumer, member) = joined(consumer, &mut members).await;
     receive(&mut consumer, 1).await;
     receive(&mut consumer, 1).await;
-    let until = async |offset| {
-        while committed(&mock, 0) != Some(offset) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(SOON, until(1)).await.unwrap();
+    until_committed(&mock, 1).await;
     drop(member);
     let mut again = timeout(SOON, members.recv()).await.unwrap().unwrap();
     again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
@@ -297,12 +301,12 @@ async fn a_member_that_comes_back_does_not_commit_what_the_application_still_wor
     let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
     let rejoined = async {
         again.assign.send(Ok(assignment(3, "t", &[0]))).await.unwrap();
-        until(2).await;
+        until_committed(&mock, 2).await;
     };
     tokio::select! {
         biased;
         message = consumer.recv() => panic!("there is none: {message:?}"),
-        committed = timeout(SOON, rejoined) => committed.unwrap(),
+        () = rejoined => {}
     }
 }
 
@@ -312,14 +316,8 @@ async fn a_member_that_comes_back_misses_nothing_where_nothing_was_committed() {
     let mut members = mock.members();
     let client = mock.client().await;
     let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
-    let building = consumer.auto_commit(None).start_at(StartAt::Latest).build();
-    let join = async {
-        let member = members.recv().await.unwrap();
-        member.assign.send(Ok(assignment(1, "t", &[0]))).await.unwrap();
-        member
-    };
-    let (consumer, member) = tokio::join!(building, join);
-    let mut consumer = consumer.unwrap();
+    let consumer = consumer.auto_commit(None).start_at(StartAt::Latest);
+    let (mut consumer, member) = joined(consumer, &mut members).await;
     drop(member);
     let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
     mock.store("t", 0, &[b"in between"]);
