@@ -15,7 +15,8 @@ Exit codes:
   4    the broker cannot be reached, or was lost
   5    timed out
   6    input refused: a line or file longer than 4 MiB, or a line without a key
-  130  interrupted";
+  130  interrupted
+  141  nobody reads the output any more";
 
 /// What a command's exit code says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -64,7 +64,7 @@ pub(crate) struct ProduceArgs {
     /// When a message counts as stored. Default: as the topic is configured.
     #[arg(long, value_enum, default_value_t = DurabilityArg::Topic, hide_default_value = true)]
     durability: DurabilityArg,
-    /// Compress bodies.
+    /// Compress bodies that get smaller by it.
     #[arg(long, value_enum, default_value_t = CompressionArg::None)]
     compression: CompressionArg,
     /// Most bytes sent in one request.
@@ -164,6 +164,7 @@ async fn producer(client: &Client, args: &ProduceArgs) -> Result<Producer, Failu
         .producer()
         .durability(durability)
         .compression(args.compression.to_client())
+        .compress_bytes_min(1)
         .batch_bytes_max(usize::try_from(args.batch).unwrap_or(usize::MAX))
         .linger(args.linger);
     Ok(producer.build().await?)

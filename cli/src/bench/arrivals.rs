@@ -93,7 +93,7 @@ struct Check {
     start: Instant,
     queues: u32,
     sequences: Vec<Mutex<Sequence>>,
-    /// Rings with every batch that has come.
+    /// Rings with every batch that brought something of this run.
     arrived: Notify,
 }
 
@@ -102,8 +102,8 @@ impl Receiving {
         &self.recorders
     }
 
-    /// Waits until all that was acknowledged has arrived, or nothing has come for as long as
-    /// `patience`. Call it when everything sent has an outcome.
+    /// Waits until all that was acknowledged has arrived, or nothing of this run has come for as long
+    /// as `patience`. Call it when everything sent has an outcome.
     pub(super) async fn complete(
         mut self,
         settled: &Lanes,
@@ -141,7 +141,12 @@ async fn receive(
         let now = Instant::now();
         let mut record = recorder.lock();
         match received {
-            Ok(received) => received.iter().for_each(|m| check.add(m, now, &mut record)),
+            Ok(received) => {
+                let ours = received.iter().filter(|m| check.add(m, now, &mut record)).count();
+                if ours > 0 {
+                    check.arrived.notify_one();
+                }
+            }
             Err(error) => {
                 record.failed(&error);
                 if record.error_count() >= ERRORS_MAX {
@@ -149,27 +154,26 @@ async fn receive(
                 }
             }
         }
-        drop(record);
-        check.arrived.notify_one();
     }
 }
 
 impl Check {
-    /// Takes in a message; those of others in the same topic do not count.
-    fn add(&self, message: &Received, now: Instant, record: &mut Record) {
+    /// Takes in a message; whether it is of this run, and not of others in the same topic.
+    fn add(&self, message: &Received, now: Instant, record: &mut Record) -> bool {
         let body = message.body();
         let Some(stamp) = Stamp::decode(&body).filter(|stamp| stamp.run == self.run) else {
-            return;
+            return false;
         };
         let lane = stamp.client as usize * self.queues as usize + message.queue() as usize;
         let Some(sequence) = self.sequences.get(lane) else {
-            return;
+            return false;
         };
         let is_first = sequence.lock().unwrap_or_else(PoisonError::into_inner).add(stamp.sequence);
         if is_first {
             let due = self.start + Duration::from_nanos(stamp.due_ns);
             record.message(Slot { due, measured: stamp.measured }, now, body.len() as u64);
         }
+        true
     }
 
     fn found(&self, settled: &Lanes) -> Integrity {

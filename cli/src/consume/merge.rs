@@ -32,16 +32,15 @@ struct Item<T> {
 }
 
 impl<T> Merge<T> {
-    /// A merge of so many lanes, all open and empty, that wants to hold no more than `bytes_max`.
-    pub(crate) fn new(lanes: usize, bytes_max: u64) -> Self {
-        let lane = || Lane { items: VecDeque::new(), open: true, held: false };
-        Merge {
-            lanes: (0..lanes).map(|_| lane()).collect(),
-            heads: BinaryHeap::new(),
-            awaited: lanes,
-            bytes: 0,
-            bytes_max,
-        }
+    /// A merge of no lanes that wants to hold no more than `bytes_max`.
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Merge { lanes: Vec::new(), heads: BinaryHeap::new(), awaited: 0, bytes: 0, bytes_max }
+    }
+
+    /// Adds an empty lane, open or closed, which gets the next number from 0 on.
+    pub(crate) fn add_lane(&mut self, open: bool) {
+        self.lanes.push(Lane { items: VecDeque::new(), open, held: false });
+        self.awaited += usize::from(open);
     }
 
     /// Adds an item behind those of its lane.
@@ -77,6 +76,11 @@ impl<T> Merge<T> {
             None => self.awaited += usize::from(lane.open),
         }
         Some(item.value)
+    }
+
+    /// Whether something must come, or a lane be closed, before anything may leave.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.awaited > 0
     }
 
     /// Whether every lane is closed and empty.
@@ -123,9 +127,15 @@ pub(crate) struct Balance {
 mod tests {
     use super::*;
 
+    fn open_lanes<T>(lanes: usize, bytes_max: u64) -> Merge<T> {
+        let mut merge = Merge::new(bytes_max);
+        (0..lanes).for_each(|_| merge.add_lane(true));
+        merge
+    }
+
     #[test]
     fn nothing_leaves_before_every_open_lane_has_spoken() {
-        let mut merge = Merge::new(3, 1000);
+        let mut merge = open_lanes(3, 1000);
         merge.push(0, 10, 1, 10);
         merge.push(0, 40, 1, 40);
         merge.push(1, 20, 1, 20);
@@ -158,7 +168,7 @@ mod tests {
             for position in 0..300 {
                 rest[random(lanes) as usize].push_back(position);
             }
-            let mut merge = Merge::new(rest.len(), 20);
+            let mut merge = open_lanes(rest.len(), 20);
             let mut held = vec![false; rest.len()];
             let mut out = Vec::new();
             while !merge.is_done() {
@@ -182,7 +192,7 @@ mod tests {
 
     #[test]
     fn full_merge_holds_back_all_but_the_lanes_it_awaits() {
-        let mut merge = Merge::new(2, 10);
+        let mut merge = open_lanes(2, 10);
         merge.push(0, 1, 10, ());
         assert_eq!(merge.balance(), Balance { hold: vec![0], release: vec![] });
         assert_eq!(merge.balance(), Balance::default());

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use longwire_client::{Client, Consumer, QueueRange, Received, TagFilter, TopicQueue};
 use tokio::time::Instant;
@@ -19,6 +20,9 @@ const MERGE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const MESSAGE_OVERHEAD_BYTES: u64 = 256;
 const PREFETCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 const RECEIVE_MAX: usize = 4096;
+/// How often a queue from which nothing comes is looked at: what was awaited there may be retained no
+/// more.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is to be read.
 #[derive(Debug)]
@@ -103,14 +107,17 @@ impl Wanted<'_> {
     async fn consumer(&self, client: &Client, stretches: &[Stretch]) -> Result<Consumer, Failure> {
         let consumer = client
             .consumer()
-            // Tags are compared here: a queue whose last messages the broker passes over would
-            // never be seen to have reached its end.
+            // Tags are compared here: that a queue has reached its end is seen at once only by a
+            // message that comes.
             .subscribe(self.topic, TagFilter::all())
-            .assign(stretches.iter().map(|stretch| stretch.queue.clone()))
             .auto_commit(None)
-            .prefetch_bytes_max(PREFETCH_BYTES_MAX)
-            .build()
-            .await?;
+            .prefetch_bytes_max(PREFETCH_BYTES_MAX);
+        let consumer = match self.follow && self.queues.is_empty() {
+            // With queues that are added meanwhile.
+            true => consumer.broadcast(),
+            false => consumer.assign(stretches.iter().map(|stretch| stretch.queue.clone())),
+        };
+        let consumer = consumer.build().await?;
         if self.from == Point::Earliest {
             // Where it begins anyhow.
             return Ok(consumer);
@@ -135,26 +142,46 @@ struct Reading {
 
 impl Reading {
     fn new(wanted: &Wanted<'_>, stretches: Vec<Stretch>, consumer: Consumer) -> Reading {
-        let mut merge = Merge::new(stretches.len(), MERGE_BYTES_MAX);
-        for (lane, stretch) in stretches.iter().enumerate() {
-            if stretch.start >= stretch.end {
-                merge.close(lane);
-            }
+        let mut reading = Reading {
+            consumer,
+            stretches: Vec::new(),
+            lanes: HashMap::new(),
+            merge: Merge::new(MERGE_BYTES_MAX),
+            follow: wanted.follow,
+            tags: wanted.tags.clone(),
+            written: 0,
+        };
+        for stretch in stretches {
+            reading.add(stretch);
         }
-        let lanes = stretches.iter().enumerate().map(|(lane, s)| (s.queue.queue, lane)).collect();
-        let (follow, tags) = (wanted.follow, wanted.tags.clone());
-        Reading { consumer, stretches, lanes, merge, follow, tags, written: 0 }
+        reading
+    }
+
+    /// Adds a queue; returns its lane.
+    fn add(&mut self, stretch: Stretch) -> usize {
+        let lane = self.stretches.len();
+        self.merge.add_lane(stretch.start < stretch.end);
+        self.lanes.insert(stretch.queue.queue, lane);
+        self.stretches.push(stretch);
+        lane
     }
 
     async fn run(&mut self, limits: &Limits, sink: &mut Sink) -> Result<End, Failure> {
+        let mut idle = limits.idle.map(|idle| Instant::now() + idle);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
         while self.follow || !self.merge.is_done() {
-            let idle = limits.idle.map(|idle| Instant::now() + idle);
             let received = tokio::select! {
                 biased;
                 () = limits.interrupted.cancelled() => return Ok(End::Interrupted),
                 received = self.consumer.recv_many(RECEIVE_MAX) => received?,
+                _ = look.tick(), if self.merge.is_awaiting() => Vec::new(),
                 () = until(idle) => return Ok(End::Idle),
             };
+            if received.is_empty() {
+                self.close_passed();
+            } else {
+                idle = limits.idle.map(|idle| Instant::now() + idle);
+            }
             for message in received {
                 self.admit(message);
             }
@@ -174,8 +201,13 @@ impl Reading {
     }
 
     fn admit(&mut self, message: Received) {
-        let Some(&lane) = self.lanes.get(&message.queue()) else {
-            return;
+        let lane = match self.lanes.get(&message.queue()) {
+            Some(&lane) => lane,
+            // A queue that was added: nothing of it was there when reading began.
+            None => {
+                let queue = TopicQueue::new(Arc::clone(message.topic()), message.queue());
+                self.add(Stretch { queue, start: 0, end: 0 })
+            }
         };
         let Stretch { start, end, .. } = self.stretches[lane];
         let offset = message.offset();
@@ -183,7 +215,23 @@ impl Reading {
             let bytes = message.body().len() as u64 + MESSAGE_OVERHEAD_BYTES;
             self.merge.push(lane, message.position(), bytes, message);
         }
-        if offset + 1 >= end && self.merge.is_open(lane) {
+        if offset + 1 >= end {
+            self.close(lane);
+        }
+    }
+
+    /// Awaits nothing more of queues that have gone on behind what was there when reading began.
+    fn close_passed(&mut self) {
+        for lane in 0..self.stretches.len() {
+            let Stretch { queue, end, .. } = &self.stretches[lane];
+            if self.consumer.position(queue).is_some_and(|position| position >= *end) {
+                self.close(lane);
+            }
+        }
+    }
+
+    fn close(&mut self, lane: usize) {
+        if self.merge.is_open(lane) {
             self.merge.close(lane);
             if !self.follow {
                 self.consumer.pause(&[self.stretches[lane].queue.clone()]);

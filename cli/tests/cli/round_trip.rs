@@ -178,6 +178,43 @@ fn following_goes_from_what_is_there_to_what_comes() {
 }
 
 #[test]
+fn following_goes_on_in_queues_that_are_added() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "grows", "--queues", "1"]);
+    broker.ok_with(&["produce", "grows"], b"old\n");
+    let args = ["consume", "grows", "--follow", "--from", "latest", "--max", "1"];
+    let mut follower = broker.spawn(&args, Stdio::null());
+    let mut out = follower.stdout.take().unwrap();
+    broker.ok(&["topic", "update", "grows", "--queues", "2"]);
+    broker.ok_with(&["produce", "grows", "--queue", "1"], b"added\n");
+    let mut new = String::new();
+    out.read_to_string(&mut new).unwrap();
+    assert_eq!(new, "added\n");
+    assert!(follower.wait().unwrap().success());
+}
+
+#[test]
+fn small_bodies_are_compressed_where_that_is_asked_for() {
+    let broker = TestBroker::start();
+    let line = [&b"words ".repeat(50)[..], b"\n"].concat();
+    let mut plain_bytes = 0;
+    for compression in ["none", "lz4", "zstd", "zlib"] {
+        let topic = format!("c-{compression}");
+        let lines = line.repeat(2);
+        broker.ok_with(&["produce", &topic, "--compression", compression], &lines);
+        assert_eq!(broker.ok(&["consume", &topic]), lines, "{compression}");
+        let positions = broker.ok(&["consume", &topic, "--print", "position"]);
+        let positions = String::from_utf8(positions).unwrap();
+        let positions: Vec<u64> = positions.lines().map(|p| p.parse().unwrap()).collect();
+        let record_bytes = positions[1] - positions[0];
+        match compression {
+            "none" => plain_bytes = record_bytes,
+            _ => assert!(record_bytes + 150 < plain_bytes, "{compression}: {record_bytes} bytes"),
+        }
+    }
+}
+
+#[test]
 fn lines_are_sent_as_they_come_not_when_the_input_ends() {
     let broker = TestBroker::start();
     broker.ok(&["topic", "create", "slow", "--queues", "1"]);
