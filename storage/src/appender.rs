@@ -23,6 +23,10 @@ use crate::segment::{Segment, SegmentTail};
 use crate::segment_supply::SegmentSupply;
 use crate::zeros;
 
+/// What is left free at the end of the newest segment while there is no next one: enough to carry
+/// thousands of offsets forward.
+const KEPT_BYTES_MAX: u64 = 1 << 20;
+
 /// Where appended records are: dense offsets at adjoining positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -51,8 +55,19 @@ pub(crate) struct Appender {
     store_host: SocketAddr,
     append_path: AppendPath,
     record_bytes_max: u64,
+    /// See [`Room::AllButKept`].
+    kept_bytes: u32,
     records: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// How far the newest segment may be filled where no next one can be made, as on a full disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Up to what is kept free, for retention to append what it must before it can make room.
+    AllButKept,
+    /// To its end.
+    All,
 }
 
 #[derive(Debug)]
@@ -81,6 +96,7 @@ impl Appender {
             store_host: config.store_host,
             append_path: config.append_path,
             record_bytes_max: config.record_bytes_max(),
+            kept_bytes: (config.segment_bytes / 16).min(KEPT_BYTES_MAX) as u32,
             records: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         }
@@ -92,14 +108,19 @@ impl Appender {
         &self,
         runs: &mut [QueueRun<'_, '_>],
     ) -> Result<Vec<Appended>, AppendError> {
-        self.append_behind(&mut self.tail.lock(), runs)
+        self.append_behind(&mut self.tail.lock(), runs, Room::AllButKept)
     }
 
     /// Appends one run, and once that is done makes a change before anything else can be appended, such
     /// as deleting a topic.
-    pub(crate) fn append_then(&self, run: QueueRun<'_, '_>, change: impl FnOnce()) -> Appended {
+    pub(crate) fn append_then(
+        &self,
+        run: QueueRun<'_, '_>,
+        room: Room,
+        change: impl FnOnce(),
+    ) -> Appended {
         let mut tail = self.tail.lock();
-        let extents = self.append_behind(&mut tail, &mut [run])?.remove(0)?;
+        let extents = self.append_behind(&mut tail, &mut [run], room)?.remove(0)?;
         change();
         Ok(extents)
     }
@@ -108,6 +129,7 @@ impl Appender {
         &self,
         tail: &mut Tail,
         runs: &mut [QueueRun<'_, '_>],
+        room: Room,
     ) -> Result<Vec<Appended>, AppendError> {
         if let Some(error) = &tail.closed {
             return Err(error.clone());
@@ -119,8 +141,11 @@ impl Appender {
         let refusals: Vec<_> = runs.iter().map(|(queue, run)| self.refusal(queue, run)).collect();
         let accepted = runs.iter().zip(&refusals).filter(|(_, refusal)| refusal.is_none());
         let sizes = accepted.flat_map(|((_, run), _)| run.sizes.iter().copied());
-        let room = tail.segment.room();
-        self.supply.reserve(rolls_needed(room, sizes, self.supply.segment_bytes()))?;
+        // What is kept counts as one more record, which is not written.
+        let kept = (room == Room::AllButKept).then_some(self.kept_bytes);
+        let rolls =
+            rolls_needed(tail.segment.room(), sizes.chain(kept), self.supply.segment_bytes());
+        self.supply.reserve(rolls)?;
 
         tail.newest_ms = tail.newest_ms.max(now_ms());
         let mut layout = Layout::new(&tail.segment, self.supply.segment_bytes());

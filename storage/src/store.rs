@@ -10,7 +10,7 @@ use longwire_proto::name::{check_group, check_topic};
 use longwire_proto::store::{GroupRecord, OffsetsRecord, QueueOffset, TopicOffsets};
 use parking_lot::{Mutex, RwLock};
 
-use crate::appender::{Appended, Appender, Extent, QueueRun, now_ms};
+use crate::appender::{Appended, Appender, Extent, QueueRun, Room, now_ms};
 use crate::commit_log::CommitLog;
 use crate::consume_queue::IndexRead;
 use crate::disk::DiskLock;
@@ -263,7 +263,8 @@ impl Store {
         });
         let topics = topics.collect();
         let record = OffsetsRecord { group: group.to_owned(), topics };
-        self.append_record(&mut self.system.lock(), &SystemRecord::Offsets(record), || {})
+        let record = SystemRecord::Offsets(record);
+        self.append_record(&mut self.system.lock(), &record, Room::AllButKept, || {})
     }
 
     /// Appends runs to their queues, in order; each with all of its records or none, as the inner
@@ -416,7 +417,9 @@ impl Store {
         change: impl Fn(),
     ) -> Result<(), AppendError> {
         let end = loop {
-            match self.append_record(&mut self.system.lock(), &record, &change) {
+            let appended =
+                self.append_record(&mut self.system.lock(), &record, Room::AllButKept, &change);
+            match appended {
                 Err(AppendError::NotReady) => {}
                 result => break result?,
             }
@@ -443,7 +446,7 @@ impl Store {
                 }
                 self.marks.dispatched.wait(end)?;
             }
-            let append = |record| self.append_record(&mut system_end, &record, || {});
+            let append = |record| self.append_record(&mut system_end, &record, Room::All, || {});
             let ends: Result<Vec<u64>, _> = choose().into_iter().map(append).collect();
             drop(system_end);
             match ends {
@@ -466,6 +469,7 @@ impl Store {
         &self,
         system_end: &mut u64,
         record: &SystemRecord,
+        room: Room,
         change: impl FnOnce(),
     ) -> Result<u64, AppendError> {
         let too_large = |bytes: usize| AppendError::RecordTooLarge { bytes: bytes as u64, max: 0 };
@@ -475,7 +479,7 @@ impl Store {
             RecordRun::check(record.topic(), 0, &mut bytes).map_err(|_| too_large(len))?;
         let queue = self.topics.get(record.topic()).and_then(|topic| topic.queue(0));
         let queue = queue.ok_or(AppendError::TopicDeleted)?;
-        let extents = self.appender.append_then((&queue, &mut run), change)?;
+        let extents = self.appender.append_then((&queue, &mut run), room, change)?;
         let end = extents.last().map_or(0, |extent| extent.end);
         *system_end = end;
         self.marks.flush_wanted.advance(end);

@@ -1,14 +1,17 @@
 //! A full disk refuses what is produced, goes on serving what is there, and needs no help afterwards.
 //!
-//! Needs the right to mount a small file system; without it the suite says so and does nothing.
+//! Most of it needs the right to mount a small file system; without that it says so and does nothing.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use longwire_client::{Client, ErrorCode, Message, NewTopic, QueueOffset, TagFilter, TopicQueue};
+use longwire_storage::disk::FaultDisk;
+use longwire_storage::{AppendError, CommittedOffset, RecordRun, Store, StoreConfig, TopicConfig};
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::frame_client::{FrameClient, fetch, record, split};
 use longwire_tests::noise;
@@ -215,4 +218,46 @@ async fn assert_committed(broker: &BrokerProcess, offset: u64) {
         let committed = client.admin().committed(&group).await.unwrap();
         assert_eq!(committed, [QueueOffset::new("t", 0, offset)]);
     }
+}
+
+#[test]
+fn retention_makes_room_where_no_segment_can_be_made_and_the_newest_is_full() {
+    let disk = Arc::new(FaultDisk::default());
+    let unlimited =
+        StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::new(Path::new("/store")) };
+    let store = Store::open_on(disk.clone(), unlimited.clone()).unwrap();
+    let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+    // The oldest segment alone says so, and what it says must be appended again before it goes.
+    let committed = CommittedOffset { topic: "t".into(), queue: 0, offset: 1 };
+    store.commit_offsets("g", std::slice::from_ref(&committed)).unwrap();
+    let append = |body: &[u8]| {
+        let mut bytes = record("t", 0, body);
+        let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+        store.append_blocking(&queue, &mut run)
+    };
+    while store.stats().segments < 4 {
+        append(&[7; 4096]).unwrap();
+    }
+    let used = disk.files().unwrap().values().map(Vec::len).sum::<usize>();
+    disk.set_capacity(Some(used as u64));
+    // Until neither a message nor a commit has room.
+    while append(b"").is_ok() {}
+    while let Ok(_) | Err(AppendError::NotReady) =
+        store.commit_offsets("other", std::slice::from_ref(&committed))
+    {}
+    assert!(matches!(append(b""), Err(AppendError::Full)));
+    let end = store.written().get();
+    store.flushed_blocking(end).unwrap();
+    store.dispatched().wait(end).unwrap();
+    // As after a kill: there is no room for what a clean stop notes either.
+    drop(store);
+
+    let limited = StoreConfig {
+        retention_bytes: Some(128 << 10),
+        retention_check_interval: Duration::from_millis(5),
+        ..unlimited
+    };
+    let store = Store::open_on(disk, limited).unwrap();
+    until("a removed segment", PATIENCE, || (store.stats().first_position > 0).then_some(()));
+    assert_eq!(store.committed_offset("g", "t", 0), Some(1));
 }
