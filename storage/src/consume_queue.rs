@@ -154,7 +154,7 @@ impl ConsumeQueue {
         let state = State { base: end, stored: end, synced: end, sums, ..State::default() };
         let index = ConsumeQueue { files, queue, state: Mutex::new(state) };
         // The first file can begin with entries that never were.
-        let first = index.search(base..end, |entry| *entry == Entry::NONE)?;
+        let first = index.search(base..end, |entry| Ok(*entry == Entry::NONE))?;
         let newest_end = if first < end { index.entry(end - 1)?.end() } else { 0 };
         {
             let mut state = index.state.lock();
@@ -322,12 +322,12 @@ impl ConsumeQueue {
     pub(crate) fn search(
         &self,
         range: Range<u64>,
-        mut before: impl FnMut(&Entry) -> bool,
+        mut before: impl FnMut(&Entry) -> io::Result<bool>,
     ) -> io::Result<u64> {
         let (mut low, mut high) = (range.start, range.end);
         while low < high {
             let middle = low + (high - low) / 2;
-            if before(&self.entry(middle)?) {
+            if before(&self.entry(middle)?)? {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -350,7 +350,7 @@ impl ConsumeQueue {
                 None => (state.first, state.base),
             }
         };
-        self.search(first..base, |entry| entry.end() <= position)
+        self.search(first..base, |entry| Ok(entry.end() <= position))
     }
 
     /// Forgets the entries of records below a position; `true` if it had some. Their files go with
@@ -360,7 +360,7 @@ impl ConsumeQueue {
             let state = self.state.lock();
             (state.first, state.end())
         };
-        let kept = self.search(first..end, |entry| entry.position < first_position)?;
+        let kept = self.search(first..end, |entry| Ok(entry.position < first_position))?;
         self.trim_to(kept);
         Ok(kept > first)
     }

@@ -152,13 +152,17 @@ fn entries_wanted(plan: &ReadPlan, from: u64, bytes_max: u64) -> u64 {
 /// the queue if there is none. May wait for a disk.
 pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io::Result<u64> {
     let range = queue.min_offset()..queue.max_offset();
+    let mut bytes = Vec::new();
     queue.index.search(range, |entry| {
         let segment = log.find(entry.position);
-        let bytes = segment
-            .as_ref()
-            .and_then(|segment| segment.slice(entry.position, segment.filled_end()));
-        let record = bytes.and_then(|bytes| RecordView::parse(bytes).ok());
-        record.is_none_or(|record| record.store_timestamp_ms() < time_ms)
+        let Some(segment) = segment.filter(|segment| entry.end() <= segment.filled_end()) else {
+            return Ok(true);
+        };
+        // Not through the mapping, where a page that cannot be read ends the process.
+        bytes.resize(entry.size as usize, 0);
+        read_exact_at(segment.file(), &mut bytes, entry.position - segment.base())?;
+        let record = RecordView::parse(&bytes);
+        Ok(record.map_or(true, |record| record.store_timestamp_ms() < time_ms))
     })
 }
 
