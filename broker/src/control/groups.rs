@@ -103,11 +103,8 @@ fn describe(state: &BrokerState, name: String) -> DescribeGroupResponse {
     for topic in topics.iter().filter_map(|topic| state.store.topic(topic)) {
         for queue in topic.queues() {
             let key = (Arc::clone(topic.name()), queue.id());
-            let committed = committed.get(&key).copied();
-            if committed.is_some() || view.topics.contains(topic.name()) {
-                let member = owners.get(&(topic.name(), queue.id()));
-                lags.push(lag(&queue, committed, member.map_or("", |id| id)));
-            }
+            let member = owners.get(&(topic.name(), queue.id()));
+            lags.push(lag(&queue, committed.get(&key).copied(), member.map_or("", |id| id)));
         }
     }
     DescribeGroupResponse {
@@ -119,17 +116,14 @@ fn describe(state: &BrokerState, name: String) -> DescribeGroupResponse {
 }
 
 fn lag(queue: &Queue, committed: Option<u64>, member_id: &str) -> QueueLag {
-    // The maximum first: messages may arrive, and old ones go, between the two.
-    let max_offset = queue.max_offset();
-    let min_offset = queue.min_offset().min(max_offset);
-    let next = committed.unwrap_or(min_offset).max(min_offset);
+    let (min_offset, max_offset) = queue.offsets();
     QueueLag {
         topic: queue.topic().to_string(),
         queue: queue.id(),
         committed,
         min_offset,
         max_offset,
-        lag: max_offset.saturating_sub(next),
+        lag: queue.messages_from(committed.unwrap_or(0)),
         member_id: member_id.to_owned(),
     }
 }

@@ -1,8 +1,9 @@
 //! Everything there is to measure, as OpenMetrics text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use longwire_storage::Queue;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -66,24 +67,28 @@ fn register_groups(r: &mut Registry, state: &BrokerState) {
     let lags = Family::<[(&'static str, String); 2], Gauge>::default();
     let mut series = 0;
     'groups: for group in state.store.groups() {
-        let mut by_topic: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+        let mut by_topic: BTreeMap<Arc<str>, HashMap<u32, u64>> = BTreeMap::new();
         for committed in state.store.committed(&group) {
-            let topic = state.store.topic(&committed.topic);
-            if let Some(queue) = topic.and_then(|topic| topic.queue(committed.queue)) {
-                let lag = queue.max_offset().saturating_sub(committed.offset);
-                *by_topic.entry(committed.topic).or_default() += lag;
-            }
+            by_topic.entry(committed.topic).or_default().insert(committed.queue, committed.offset);
         }
-        for (topic, lag) in by_topic {
+        for (topic, committed) in by_topic {
+            let Some(topic) = state.store.topic(&topic) else { continue };
             if series == LAG_SERIES_MAX {
                 break 'groups;
             }
             series += 1;
-            let labels = [("group", group.clone()), ("topic", topic.to_string())];
+            let from = |queue: &Queue| committed.get(&queue.id()).copied().unwrap_or(0);
+            let lag =
+                topic.queues().iter().map(|queue| queue.messages_from(from(queue))).sum::<u64>();
+            let labels = [("group", group.clone()), ("topic", topic.name().to_string())];
             lags.get_or_create(&labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
         }
     }
-    r.register("group_lag", "Visible messages not yet committed, where anything is", lags);
+    r.register(
+        "group_lag",
+        "Visible messages not yet committed, in topics where anything is",
+        lags,
+    );
     let overtaken = Family::<[(&'static str, String); 2], Counter>::default();
     for (group, topic, messages) in state.store.overtaken().into_iter().take(LAG_SERIES_MAX) {
         let labels = [("group", group.to_string()), ("topic", topic.to_string())];

@@ -1,11 +1,15 @@
+use std::time::{Duration, Instant};
+
+use longwire_broker::Config;
 use longwire_proto::ErrorCode;
 use longwire_proto::control::offset_point::Point;
 use longwire_proto::control::{
     CommitOffsetsRequest, DeleteGroupRequest, DescribeGroupRequest, Earliest, FetchOffsetsRequest,
     Latest, ListGroupsRequest, ListOffsetsRequest, OffsetPoint, ResetOffsetsRequest,
-    TopicQueueOffset,
+    TopicQueueOffset, UpdateTopicRequest,
 };
 
+use crate::http::get;
 use crate::scene::{Scene, at, refused};
 
 fn commit(group: &str, offsets: &[TopicQueueOffset]) -> CommitOffsetsRequest {
@@ -131,13 +135,46 @@ async fn lag_is_what_is_visible_and_not_committed() {
     let mut scene = Scene::start().await;
     scene.create("t", 2).await;
     scene.append("t", 0, 5).await;
+    scene.append("t", 1, 7).await;
     let describe = DescribeGroupRequest { name: "g".into() };
     let unknown = scene.groups.describe_group(describe.clone()).await;
     assert_eq!(refused(unknown), ErrorCode::UnknownGroup);
     scene.offsets.commit_offsets(commit("g", &[at("t", 0, 2)])).await.unwrap();
     let group = scene.groups.describe_group(describe).await.unwrap().into_inner();
-    assert_eq!(group.queues.len(), 1, "without members only what was committed is shown");
-    let queue = &group.queues[0];
-    assert_eq!((queue.committed, queue.max_offset, queue.lag), (Some(2), 5, 3));
-    assert_eq!(queue.member_id, "");
+    let lags = group.queues.iter().map(|q| (q.committed, q.max_offset, q.lag, &*q.member_id));
+    let expected = [(Some(2), 5, 3, ""), (None, 7, 7, "")];
+    assert_eq!(lags.collect::<Vec<_>>(), expected, "a queue nobody has committed in waits too");
+    let text = get(scene.broker.http_addr(), "/metrics").await;
+    assert!(text.contains("longwire_group_lag{group=\"g\",topic=\"t\"} 10\n"), "{text}");
+}
+
+#[tokio::test]
+async fn lag_leaves_out_what_retention_has_removed() {
+    let often = |config: &mut Config| {
+        config.storage.retention_check_interval = Duration::from_millis(100);
+    };
+    let mut scene = Scene::start_with(often).await;
+    scene.create("t", 1).await;
+    scene.append("t", 0, 100).await;
+    scene.offsets.commit_offsets(commit("g", &[at("t", 0, 2)])).await.unwrap();
+    let update = UpdateTopicRequest {
+        name: "t".into(),
+        retention_bytes: Some(1),
+        ..UpdateTopicRequest::default()
+    };
+    scene.topics.update_topic(update).await.unwrap();
+    let describe = DescribeGroupRequest { name: "g".into() };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let group = scene.groups.describe_group(describe.clone()).await.unwrap().into_inner();
+        let queue = &group.queues[0];
+        assert_eq!(queue.lag, queue.max_offset - queue.min_offset.max(2));
+        if queue.min_offset > 2 {
+            let text = get(scene.broker.http_addr(), "/metrics").await;
+            let line = format!("longwire_group_lag{{group=\"g\",topic=\"t\"}} {}\n", queue.lag);
+            return assert!(text.contains(&line), "{text}");
+        }
+        assert!(Instant::now() < deadline, "retention hides nothing");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
