@@ -85,15 +85,17 @@ impl Store {
             // A start that ended before this may have made the folder.
             sync_parent(&*disk, &paths.dir)?;
         }
-        let recovered = recover(&*disk, &paths.log, &config, &known)?;
-        let RecoveredLog { segments, end, newest_ms, checked_from } = recovered;
-        // What the scan accepted may so far be only in the page cache a killed process left behind.
+        // What the scan accepts may so far be only in the page cache a killed process left behind.
         let durable = known.checkpoint.unwrap_or_default().durable;
-        sync_from(&segments, durable).map_err(|error| {
-            // Told once: the next start's sync will go well, whatever became of the pages.
+        let recovered = recover(&*disk, &paths.log, &config, &known).and_then(|recovered| {
+            sync_from(&recovered.segments, durable).map_err(FileError::on("sync", &paths.log))?;
+            Ok(recovered)
+        });
+        if let Err(OpenError::File(_)) = recovered {
+            // A failed sync is told once: the next one will go well, whatever became of the pages.
             let _ = checkpoint_file.flush_mark().write_failure(durable);
-            FileError::on("sync", &paths.log)(error)
-        })?;
+        }
+        let RecoveredLog { segments, end, newest_ms, checked_from } = recovered?;
         checkpoint_file
             .write_both(Checkpoint { clean: false, durable: end, newest_ms })
             .map_err(FileError::on("write", &paths.checkpoint))?;

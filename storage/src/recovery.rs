@@ -88,10 +88,7 @@ pub(crate) fn recover(
     let (end, newest_ms) = if checkpoint.clean && ends_at(&found, checkpoint.durable)? {
         (checkpoint.durable, checkpoint.newest_ms)
     } else {
-        let (end, newest_ms) = find_end(disk, dir, &mut found, checkpoint.durable, known.durable)?;
-        if known.failed {
-            found.iter().try_for_each(|segment| write_again(segment, known.durable, end))?;
-        }
+        let (end, newest_ms) = find_end(disk, dir, &mut found, known)?;
         (end, newest_ms.max(checkpoint.newest_ms))
     };
     // The end of one segment is the base of the next, which has to be there to be written to.
@@ -183,15 +180,15 @@ fn ends_at(found: &[SegmentFile], end: u64) -> Result<bool, OpenError> {
     Ok(next == [0; 8])
 }
 
-/// Reads every record from a boundary below which nothing needs to be looked at, and cuts the log
-/// behind the last good one, unless that was acknowledged.
+/// Reads every record above the checkpoint, and cuts the log behind the last good one, unless that was
+/// acknowledged.
 fn find_end(
     disk: &dyn Disk,
     dir: &Path,
     found: &mut Vec<SegmentFile>,
-    boundary: u64,
-    durable: Option<u64>,
+    known: &Known,
 ) -> Result<(u64, i64), OpenError> {
+    let (boundary, durable) = (known.checkpoint.unwrap_or_default().durable, known.durable);
     let first = found.partition_point(|segment| segment.end() <= boundary);
     let mut position = found.get(first).map_or(boundary, |s| boundary.max(s.base));
     let (from, mut newest_ms) = (position, 0);
@@ -203,6 +200,10 @@ fn find_end(
         }
         position = scanned.end;
         newest_ms = scanned.newest_ms.max(newest_ms);
+        if known.failed {
+            // Before anything drops clean pages from the cache.
+            write_again(&found[index], durable, position)?;
+        }
         if let Some(reason) = scanned.bad {
             let kind = first_bad(&found[index..], position, durable)
                 .map_err(FileError::on("read", path))?;

@@ -2,10 +2,16 @@
 //! with a status of its own, and the next one serves what was acknowledged before.
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longwire_client::{Client, Durability, Message, NewTopic};
+use longwire_storage::Durability::Write;
+use longwire_storage::disk::{CrashModel, Fault, FaultDisk, Outcome, Survives, Verb};
+use longwire_storage::{RecordRun, Store, StoreConfig, TopicConfig};
 use longwire_tests::broker_process::{Addresses, BrokerCommand};
+use longwire_tests::frame_client::record;
 use longwire_tests::history::{History, MessageId, read_topic};
 use longwire_tests::strace::Strace;
 use longwire_tests::wait::{until, within};
@@ -53,4 +59,43 @@ async fn a_broker_whose_sync_fails_acks_nothing_more_and_ends_within_a_second() 
     let verified = history.verify(&read_topic(&client, "orders").await);
     assert_eq!((verified.acked, verified.unknown), (100, 1));
     broker.stop();
+}
+
+/// What a killed process leaves is in the page cache alone, and the first sync of it is a start's.
+#[test]
+fn what_a_start_accepts_after_one_whose_sync_failed_survives_a_power_cut() {
+    let config = StoreConfig {
+        segment_bytes: 64 << 10,
+        flush_interval: Duration::from_secs(3600),
+        ..StoreConfig::new(Path::new("/store"))
+    };
+    let open = |disk: &FaultDisk| Store::open_on(Arc::new(disk.clone()), config.clone());
+    let disk = FaultDisk::default();
+    let store = open(&disk).unwrap();
+    let topic = TopicConfig { durability: Write, ..TopicConfig::new("t", 1) };
+    let queue = store.create_topic(topic).unwrap().queue(0).unwrap();
+    let durable = store.durable().get();
+    for number in 0..100_u8 {
+        let mut bytes = record("t", 0, &[number; 100]);
+        let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+        store.append_blocking(&queue, &mut run).unwrap();
+    }
+    assert_eq!(store.durable().get(), durable);
+    // Without a sync, as when it is killed.
+    drop(store);
+
+    let (verb, path, outcome) = (Some(Verb::Sync), "commitlog".into(), Outcome::Error(5));
+    disk.add_fault(Fault { verb, syncs_only: false, path, after: 0, times: 1, outcome });
+    let error = open(&disk).unwrap_err();
+    assert!(error.to_string().contains("cannot sync"), "{error}");
+    let store = open(&disk).unwrap();
+    let accepted = store.written().get();
+    assert_eq!(store.topic("t").unwrap().queue(0).unwrap().max_offset(), 100);
+    drop(store);
+
+    let mut model = CrashModel::default();
+    disk.journal().iter().for_each(|event| model.pass(event));
+    let after = open(&model.image(Survives::Nothing).unwrap()).unwrap();
+    assert_eq!(after.written().get(), accepted);
+    assert_eq!(after.topic("t").unwrap().queue(0).unwrap().max_offset(), 100);
 }

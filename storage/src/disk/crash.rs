@@ -129,6 +129,14 @@ impl CrashModel {
         state.disk()
     }
 
+    /// The chunks of a file as they are read once the page cache holds only what is still to be written.
+    pub(super) fn uncached(&self, file: FileId) -> Vec<(u64, Vec<u8>)> {
+        let mut state = self.durable.clone();
+        let pending = self.pending.iter().filter(|event| event.file() == Some(file));
+        pending.for_each(|event| state.apply(event, |_| true));
+        state.files.remove(&file).unwrap_or_default().chunks()
+    }
+
     /// Chooses for every name and size whether it survives, and for every page in which state.
     fn any(&self, state: &mut State, below: &mut dyn FnMut(u64) -> u64) {
         let count = self.pending.len() as u64;

@@ -15,8 +15,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::crash::CrashModel;
 use super::faults::{Fault, Faults, Outcome, Verb};
 use super::journal::{Event, FileId};
+use super::real::FOLIO_BYTES_MAX;
 use super::{Disk, DiskFile, DiskLock, Mapping};
 
 const ENOSPC: i32 = 28;
@@ -428,6 +430,36 @@ impl FaultFile {
         Err(outcome.error())
     }
 
+    /// Drops clean pages from the cache, in whole folios: what a failed sync has not written is gone.
+    fn evict(&self, from: u64) -> io::Result<()> {
+        let journal = self.disk.journal();
+        let failed = |event: &Event| matches!(event, Event::SyncFailed(of) if *of == self.node.id);
+        if !journal.iter().any(failed) {
+            return Ok(());
+        }
+        let mut model = CrashModel::default();
+        journal.iter().for_each(|event| model.pass(event));
+        let mut stored = self.node.read()?;
+        stored.fill(0);
+        for (at, chunk) in model.uncached(self.node.id) {
+            stored[at as usize..][..chunk.len()].copy_from_slice(&chunk);
+        }
+        let (mut known, live) = (self.node.known.lock(), self.node.read()?);
+        let first = (from / FOLIO_BYTES_MAX * FOLIO_BYTES_MAX) as usize;
+        for at in (first..live.len()).step_by(PAGE_BYTES) {
+            let page = at..(at + PAGE_BYTES).min(live.len());
+            // What was stored through a mapping is still to be written.
+            if known.as_ref().is_some_and(|known| known[page.clone()] != live[page.clone()]) {
+                continue;
+            }
+            self.node.file.write_all_at(&stored[page.clone()], at as u64)?;
+            if let Some(known) = &mut *known {
+                known[page.clone()].copy_from_slice(&stored[page]);
+            }
+        }
+        Ok(())
+    }
+
     /// Records as durable what was stored through the mapping.
     fn record_stores(&self) -> io::Result<()> {
         let mut known = self.node.known.lock();
@@ -469,6 +501,7 @@ impl DiskFile for FaultFile {
 
     fn data_ranges(&self, from: u64) -> io::Result<Vec<Range<u64>>> {
         self.call(Verb::DataRanges)?;
+        self.evict(from)?;
         let bytes = self.node.file.metadata()?.len();
         let all = from..bytes;
         Ok(if all.is_empty() { Vec::new() } else { vec![all] })
@@ -547,9 +580,9 @@ impl DiskFile for FaultFile {
         Ok(())
     }
 
-    fn drop_cache(&self, _from: u64) -> io::Result<()> {
+    fn drop_cache(&self, from: u64) -> io::Result<()> {
         self.call(Verb::DropCache)?;
-        Ok(())
+        self.evict(from)
     }
 
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -17,7 +17,7 @@ use super::{Disk, DiskFile, DiskLock, Mapping};
 const ZERO_STEP_BYTES: u64 = 1 << 20;
 
 /// The largest folios that readahead makes.
-const FOLIO_BYTES_MAX: u64 = 2 << 20;
+pub(super) const FOLIO_BYTES_MAX: u64 = 2 << 20;
 
 /// Most slices of one call (`IOV_MAX`).
 const SLICES_MAX: usize = 1024;
