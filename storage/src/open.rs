@@ -135,6 +135,7 @@ impl Store {
                     bytes: config.retention_bytes,
                     clock: Mutex::new(Clock::at_start()),
                     overtaken: Mutex::default(),
+                    leaving: Mutex::default(),
                 },
                 checkpoint_interval: config.checkpoint_interval,
                 checkpoint_bytes: config.checkpoint_bytes,

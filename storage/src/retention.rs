@@ -51,6 +51,16 @@ pub(crate) struct Retention {
     pub(crate) bytes: Option<u64>,
     pub(crate) clock: Mutex<Clock>,
     pub(crate) overtaken: Mutex<Overtaken>,
+    /// A segment that is not in the log any more, and whose file is.
+    pub(crate) leaving: Mutex<Option<Leaving>>,
+}
+
+/// A segment to be unlinked once a checkpoint knows that it goes, and the queues that had records in
+/// it.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    segment: Arc<Segment>,
+    trimmed: Vec<Arc<Queue>>,
 }
 
 /// By group and topic: messages that were removed before the group had committed them.
@@ -257,6 +267,7 @@ impl Housekeeper {
         &self,
         carry: &impl Fn(Choose<'_>) -> Result<(), AppendError>,
     ) -> Result<(), RetainError> {
+        self.unlink_leaving()?;
         let before = self.firsts();
         let (now_ms, jumped) = self.retention.clock.lock().look(Instant::now(), now_ms());
         if !jumped {
@@ -303,14 +314,24 @@ impl Housekeeper {
                 trimmed.push(queue);
             }
         }
+        *self.retention.leaving.lock() = Some(Leaving { segment: segment.clone(), trimmed });
+        self.unlink_leaving()?;
+        Ok(true)
+    }
+
+    /// Unlinks the segment that has left the log, if there is one. Before the next one leaves: if some
+    /// of them were still there at a start, and others not, a gap would be between them.
+    fn unlink_leaving(&self) -> io::Result<()> {
+        let mut leaving = self.retention.leaving.lock();
+        let Some(Leaving { segment, trimmed }) = &*leaving else { return Ok(()) };
         // Files go only when no checkpoint knows of them.
         self.checkpoint_to_make_room()?;
         trimmed.iter().try_for_each(|queue| queue.unless_deleted(queue.index.remove_old()))?;
         segment.unlink(&*self.disk)?;
-        // Before the next one goes: should a power cut bring back only some of them, a gap would be left.
         self.disk.sync_dir(self.log.dir())?;
         tracing::info!(path = %segment.path().display(), "removed an expired segment");
-        Ok(true)
+        *leaving = None;
+        Ok(())
     }
 
     /// The ends of the queues that have no record from a position on.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longwire_client::{Client, ErrorCode, Message, NewTopic, QueueOffset, TagFilter, TopicQueue};
-use longwire_storage::disk::FaultDisk;
+use longwire_storage::disk::{Fault, FaultDisk, Outcome, Verb};
 use longwire_storage::{AppendError, CommittedOffset, RecordRun, Store, StoreConfig, TopicConfig};
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::frame_client::{FrameClient, fetch, record, split};
@@ -260,4 +260,50 @@ fn retention_makes_room_where_no_segment_can_be_made_and_the_newest_is_full() {
     let store = Store::open_on(disk, limited).unwrap();
     until("a removed segment", PATIENCE, || (store.stats().first_position > 0).then_some(()));
     assert_eq!(store.committed_offset("g", "t", 0), Some(1));
+}
+
+#[test]
+fn a_removal_for_which_space_was_missing_is_finished_before_the_next_one() {
+    let config = StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::new(Path::new("/store")) };
+    let limited = StoreConfig {
+        retention_bytes: Some(128 << 10),
+        retention_check_interval: Duration::from_millis(5),
+        ..config.clone()
+    };
+    let filled = FaultDisk::default();
+    let store = Store::open_on(Arc::new(filled.clone()), config.clone()).unwrap();
+    let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+    while store.stats().segments < 6 {
+        let mut bytes = record("t", 0, &[7; 4096]);
+        let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+        store.append_blocking(&queue, &mut run).unwrap();
+    }
+    store.close().unwrap();
+    let mut met = 0;
+    for after in (0..100).step_by(3) {
+        let disk = filled.copy().unwrap();
+        // One try and the one with the reserve.
+        let (verb, path, outcome) = (Some(Verb::WriteAllAt), "views".into(), Outcome::Error(28));
+        disk.add_fault(Fault { verb, syncs_only: false, path, after, times: 2, outcome });
+        let Ok(store) = Store::open_on(Arc::new(disk.clone()), limited.clone()) else { continue };
+        let is_small = || {
+            let stats = store.stats();
+            stats.written_position - stats.first_position <= 128 << 10
+        };
+        until("a small log", PATIENCE, || is_small().then_some(()));
+        let segments = store.stats().segments;
+        // It may be what finds no space.
+        let _ = store.close();
+        drop(store);
+        let files = disk.files().unwrap();
+        let logs = files.keys().filter(|path| path.starts_with("/store/commitlog")).count() as u64;
+        met += u64::from(disk.faults_met() > 0);
+        disk.clear_faults();
+        // With the one that is prepared, and one that is leaving.
+        assert!(logs <= segments + 2, "write {after}: {logs} files of {segments} segments");
+        if let Err(error) = Store::open_on(Arc::new(disk.clone()), config.clone()) {
+            panic!("no start after write {after}: {error}");
+        }
+    }
+    assert!(met > 10, "the space was missing {met} times");
 }
