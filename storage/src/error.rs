@@ -117,6 +117,9 @@ pub enum SalvageError {
     /// What is lost cannot be filled.
     #[error("cannot fill what is lost: {0}")]
     Fill(#[from] EncodeError),
+    /// What is known of lost topics, groups and commits cannot be said again in the copy.
+    #[error("cannot append to the copy what is known of topics and groups: {0}")]
+    Append(#[source] AppendError),
 }
 
 /// Why records were not appended. None of them was.

@@ -242,17 +242,20 @@ fn open_views(
         (dispatcher, _) = open(Stored::nothing()).map_err(unreadable)?;
     }
     dispatcher.open_at(checked).map_err(unreadable)?;
+    for queue in dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
+        queue.index.trim(log.first_position()).map_err(unreadable)?;
+        queue.set_next_offset(queue.index.end());
+    }
     for (name, view) in &dispatcher.views.read().topics {
         let Some(topic) = dispatcher.topics.get(name) else {
             continue;
         };
         for floor in &view.value.floors {
-            topic.queue(floor.queue).inspect(|queue| queue.index.go_on_at(floor.offset));
+            if let Some(queue) = topic.queue(floor.queue) {
+                queue.index.go_on_at(floor.offset);
+                queue.set_next_offset(queue.next_offset().max(floor.offset));
+            }
         }
-    }
-    for queue in dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
-        queue.index.trim(log.first_position()).map_err(unreadable)?;
-        queue.set_next_offset(queue.index.end());
     }
     trim_topics(&log, &dispatcher.topics, now_ms()).map_err(unreadable)?;
     Ok((database, Arc::new(dispatcher)))

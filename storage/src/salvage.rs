@@ -17,7 +17,7 @@ use longwire_proto::limits::BODY_BYTES_MAX;
 use longwire_proto::record::{BLANK_BYTES, EncodeError, Placement, RecordDraft, seal, write_blank};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile};
-use crate::config::{SEGMENT_BYTES_MAX, StoreConfig};
+use crate::config::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
 use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::error::{FileError, SalvageError};
 use crate::open::Paths;
@@ -45,6 +45,8 @@ pub fn salvage(dir: &Path, to: &Path) -> Result<Verified, SalvageError> {
 
 /// As [`salvage`], on a given disk.
 pub fn salvage_on(disk: Arc<dyn Disk>, dir: &Path, to: &Path) -> Result<Verified, SalvageError> {
+    // A path that ends in a slash would take what is put behind it for a name in the folder.
+    let to = &to.components().collect::<PathBuf>();
     let walk = Walk::of(disk.clone(), dir)?;
     if !disk.list(to).map_err(FileError::on("list", to))?.is_empty() {
         return Err(SalvageError::Exists(to.to_owned()));
@@ -54,10 +56,11 @@ pub fn salvage_on(disk: Arc<dyn Disk>, dir: &Path, to: &Path) -> Result<Verified
     check_space(&*disk, &walk, parent)?;
     let copy = Copy { disk: &*disk, walk: &walk, paths: Paths::new(&partial) };
     copy.run()?;
+    copy.append_lost(&disk)?;
     disk.rename(&partial, to).map_err(FileError::on("rename", &partial))?;
     disk.sync_dir(parent).map_err(FileError::on("sync", parent))?;
     // The first start builds the views; that it can is part of what is promised.
-    Store::open_on(disk, StoreConfig::new(to))?.close()?;
+    Store::open_on(disk, walk.config(to))?.close()?;
     Ok(walk.verified)
 }
 
@@ -71,6 +74,16 @@ fn check_space(disk: &dyn Disk, walk: &Walk, parent: &Path) -> Result<(), Salvag
     let needed = walk.segments.iter().map(|segment| segment.bytes).sum();
     let free = disk.free_bytes(parent).map_err(FileError::on("measure", parent))?;
     if free < needed { Err(SalvageError::NoSpace { needed, free }) } else { Ok(()) }
+}
+
+impl Walk {
+    /// Settings to open a copy with, of segments that need no more space than the last of these.
+    fn config(&self, dir: &Path) -> StoreConfig {
+        let bytes = self.segments.last().map_or(SEGMENT_BYTES_MAX, |last| last.bytes);
+        let segment_bytes =
+            bytes.next_multiple_of(4096).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        StoreConfig { segment_bytes, ..StoreConfig::new(dir) }
+    }
 }
 
 /// A copy being made.
@@ -101,6 +114,23 @@ impl Copy<'_> {
             self.disk.sync_dir(dir).map_err(FileError::on("sync", dir))?;
         }
         Ok(())
+    }
+
+    /// Says again, at the end of the copied log, what nothing in it says any more: topics, groups and
+    /// commits whose records are lost.
+    fn append_lost(&self, disk: &Arc<dyn Disk>) -> Result<(), SalvageError> {
+        if self.walk.lost_system_records.is_empty() {
+            return Ok(());
+        }
+        let store = Store::open_on(disk.clone(), self.walk.config(&self.paths.dir))?;
+        for record in &self.walk.lost_system_records {
+            store.append_system(record.clone()).map_err(SalvageError::Append)?;
+        }
+        store.close()?;
+        // They were built without messages of topics that were lost.
+        self.disk.remove(&self.paths.views).map_err(FileError::on("remove", &self.paths.views))?;
+        let queues = &self.paths.queues;
+        Ok(self.disk.remove_dir(queues).map_err(FileError::on("remove", queues))?)
     }
 
     /// The end of the salvaged log: behind its last whole record.

@@ -406,7 +406,7 @@ impl Store {
     }
 
     /// Appends a record of a system topic and waits until it is durable and folded.
-    fn append_system(&self, record: SystemRecord) -> Result<(), AppendError> {
+    pub(crate) fn append_system(&self, record: SystemRecord) -> Result<(), AppendError> {
         self.append_system_then(record, || {})
     }
 

@@ -16,6 +16,7 @@ use crate::error::{FileError, OpenError};
 use crate::open::{Paths, locked};
 use crate::scan::{SegmentFile, WHOLE_BYTES_MIN, find_record, is_zero_from, list_segments, scan};
 use crate::segment::Segment;
+use crate::views::system_topic::SystemRecord;
 use census::Census;
 
 /// What a store was found to be.
@@ -119,6 +120,8 @@ pub(crate) struct Walk {
     pub(crate) verified: Verified,
     pub(crate) segments: Vec<SegmentFile>,
     pub(crate) newest_ms: i64,
+    /// What is to be said again where the log is copied without what is damaged.
+    pub(crate) lost_system_records: Vec<SystemRecord>,
     _lock: Option<DiskLock>,
 }
 
@@ -146,8 +149,9 @@ impl Walk {
         for damage in &mut verified.damage {
             damage.messages = census.messages_at(damage.position..damage.position + damage.bytes);
         }
+        let lost_system_records = census.lost_system_records(&verified.damage);
         (verified.gaps, verified.views) = census.finish(verified.end_position);
-        Ok(Walk { verified, segments, newest_ms, _lock: lock })
+        Ok(Walk { verified, segments, newest_ms, lost_system_records, _lock: lock })
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct At<T> {
     pub(crate) position: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct GroupView {
     /// `None` where the group came into being by its first commit.
     pub(crate) record: Option<At<GroupRecord>>,
@@ -42,7 +42,7 @@ pub(crate) struct GroupView {
 }
 
 /// What has changed since the last checkpoint.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Changes {
     pub(crate) topics: BTreeSet<Arc<str>>,
     pub(crate) groups: BTreeSet<Arc<str>>,
@@ -58,7 +58,7 @@ impl Changes {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Views {
     pub(crate) topics: BTreeMap<Arc<str>, At<TopicRecord>>,
     pub(crate) groups: BTreeMap<Arc<str>, GroupView>,
@@ -69,8 +69,8 @@ pub(crate) struct Views {
     deleted: Option<BTreeSet<String>>,
 }
 
-/// The ends of queues that have no record left, by their topic and where it was created: a new topic
-/// does not go on where a deleted one of the name ended.
+/// Offsets at which queues go on at least, as their last records are gone; by topic and where that was
+/// created: a new topic does not go on where a deleted one of the name ended.
 pub(crate) type Floors = HashMap<(Arc<str>, u64), Vec<QueueOffset>>;
 
 /// What a folded record means for the topics that are being served.
@@ -232,11 +232,9 @@ impl Views {
         let mut records = Vec::new();
         for (name, topic) in &self.topics {
             let floors = floors.get(&(name.clone(), created_position(topic)));
-            let floors = floors.map_or(&[][..], |floors| floors);
-            let new_floor = floors.iter().any(|floor| !topic.value.floors.contains(floor));
-            if topic.position < position || new_floor {
-                let floors = floors.to_vec();
-                records.push(SystemRecord::Topic(TopicRecord { floors, ..topic.value.clone() }));
+            let record = with_floors(&topic.value, floors.map_or(&[], |floors| floors));
+            if topic.position < position || record.floors != topic.value.floors {
+                records.push(SystemRecord::Topic(record));
             }
         }
         for (name, view) in &self.groups {
@@ -254,15 +252,70 @@ impl Views {
             for (topic, queues) in &view.offsets {
                 let old = queues.iter().filter(|(_, at)| at.position < position);
                 let queues = old.map(|(&queue, at)| QueueOffset { queue, offset: at.value });
-                let offsets = TopicOffsets { topic: topic.to_string(), queues: queues.collect() };
-                if !offsets.queues.is_empty() {
-                    let (group, topics) = (name.to_string(), vec![offsets]);
-                    records.push(SystemRecord::Offsets(OffsetsRecord { group, topics }));
-                }
+                records.extend(offsets_record(name, topic, queues.collect()));
             }
         }
         records
     }
+
+    /// The records that make of `other` what these views are, with `floors` added.
+    pub(crate) fn changes_from(&self, other: &Views, floors: &Floors) -> Vec<SystemRecord> {
+        let gone = other.topics.keys().filter(|name| !self.topics.contains_key(*name));
+        let mut records: Vec<SystemRecord> = gone
+            .map(|name| TopicRecord { name: name.to_string(), deleted: true, ..Default::default() })
+            .map(SystemRecord::Topic)
+            .collect();
+        for (name, topic) in &self.topics {
+            let floors = floors.get(&(name.clone(), created_position(topic)));
+            let record = with_floors(&topic.value, floors.map_or(&[], |floors| floors));
+            if other.topics.get(name).is_none_or(|known| known.value != record) {
+                records.push(SystemRecord::Topic(record));
+            }
+        }
+        let gone = other.groups.keys().filter(|name| !self.groups.contains_key(*name));
+        records.extend(gone.map(|name| {
+            let name = name.to_string();
+            SystemRecord::Group(GroupRecord { name, deleted: true, created_ms: 0 })
+        }));
+        for (name, view) in &self.groups {
+            let known = other.groups.get(name);
+            let made = GroupRecord { name: name.to_string(), ..GroupRecord::default() };
+            let record = view.record.as_ref().map(|at| &at.value);
+            if known.is_none_or(|known| known.record.as_ref().map(|at| &at.value) != record) {
+                records.push(SystemRecord::Group(record.cloned().unwrap_or(made)));
+            }
+            for (topic, queues) in &view.offsets {
+                let known = known.and_then(|known| known.offsets.get(topic));
+                let is_known = |queue, at: &At<u64>| {
+                    known.and_then(|known| known.get(queue)).is_some_and(|k| k.value == at.value)
+                };
+                let lost = queues.iter().filter(|(queue, at)| !is_known(*queue, at));
+                let queues = lost.map(|(&queue, at)| QueueOffset { queue, offset: at.value });
+                records.extend(offsets_record(name, topic, queues.collect()));
+            }
+        }
+        records
+    }
+}
+
+/// What a group has committed in a topic; `None` for nothing.
+fn offsets_record(group: &str, topic: &str, queues: Vec<QueueOffset>) -> Option<SystemRecord> {
+    (!queues.is_empty()).then(|| {
+        let topics = vec![TopicOffsets { topic: topic.to_owned(), queues }];
+        SystemRecord::Offsets(OffsetsRecord { group: group.to_owned(), topics })
+    })
+}
+
+/// A topic's record, with floors that are higher than those it has.
+fn with_floors(record: &TopicRecord, floors: &[QueueOffset]) -> TopicRecord {
+    let mut record = record.clone();
+    for floor in floors {
+        match record.floors.iter_mut().find(|known| known.queue == floor.queue) {
+            Some(known) => known.offset = known.offset.max(floor.offset),
+            None => record.floors.push(*floor),
+        }
+    }
+    record
 }
 
 /// Whether a topic that is not known may have been created before the first record of the log.

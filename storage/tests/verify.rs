@@ -241,3 +241,95 @@ fn views_of_a_log_whose_beginning_retention_has_removed_are_not_called_wrong() {
     let verified = verify(dir.path()).unwrap();
     assert!(verified.is_whole() && verified.views.is_empty(), "{verified:?}");
 }
+
+/// A closed store in which queue 1 of t ends, and a group commits, before queue 0 begins.
+fn two_ends() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    let topic = topic(&store, "t", 2);
+    for (queue, count) in [(1, 20), (0, 30)] {
+        for i in 0..count {
+            append_bodies(&store, &topic.queue(queue).unwrap(), &[&body(i)]);
+        }
+        if queue == 1 {
+            let committed = CommittedOffset { topic: "t".into(), queue: 1, offset: 20 };
+            let end = store.commit_offsets("g", &[committed]).unwrap();
+            store.flushed_blocking(end).unwrap();
+        }
+    }
+    store.close().unwrap();
+    dir
+}
+
+/// The first record with this text in it: its segment, and where the text is.
+fn find(dir: &Path, text: &[u8]) -> (PathBuf, u64) {
+    let path = segments(dir).remove(0);
+    let bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
+    (path, at as u64)
+}
+
+fn salvage_of(dir: &Path) -> (tempfile::TempDir, std::sync::Arc<Store>) {
+    let home = tempfile::tempdir().unwrap();
+    // As a shell completes it.
+    let to = home.path().join("saved/");
+    salvage(dir, &to).unwrap();
+    let store = Store::open(config(&to)).unwrap();
+    (home, store)
+}
+
+#[test]
+fn a_topic_or_commit_whose_record_is_lost_is_salvaged_with_all_messages() {
+    for text in [&b"%SYS%TOPICS"[..], b"%SYS%OFFSETS"] {
+        let dir = two_ends();
+        let (path, at) = find(dir.path(), text);
+        overwrite(&path, at, b"?");
+        assert!(!verify(dir.path()).unwrap().is_whole());
+        let (_home, store) = salvage_of(dir.path());
+        let topic = store.topic("t").expect("the topic");
+        for (queue, messages) in [(1, 20), (0, 30)] {
+            let queue = topic.queue(queue).unwrap();
+            assert_eq!(read_all(&store, &queue), numbered(0..messages));
+        }
+        assert_eq!(store.committed_offset("g", "t", 1), Some(20));
+    }
+}
+
+#[test]
+fn offsets_of_lost_messages_at_a_queues_end_are_not_given_again() {
+    let dir = two_ends();
+    let store = Store::open(config(dir.path())).unwrap();
+    let queue = store.topic("t").unwrap().queue(1).unwrap();
+    let last = store.plan_read(&queue, 19, 1, &TagFilter::All, IndexRead::MayBlock).unwrap();
+    let position = last.ranges[0].position();
+    drop(last);
+    store.close().unwrap();
+    drop((queue, store));
+    let path = segments(dir.path()).remove(0);
+    overwrite(&path, position + 20, &[0xFF]);
+    let (home, store) = salvage_of(dir.path());
+    let queue = store.topic("t").unwrap().queue(1).unwrap();
+    assert_eq!(read_all(&store, &queue), numbered(0..19));
+    store.close().unwrap();
+    drop((queue, store));
+    // Also after another start.
+    let store = Store::open(config(&home.path().join("saved"))).unwrap();
+    let queue = store.topic("t").unwrap().queue(1).unwrap();
+    assert_eq!(append_bodies(&store, &queue, &[b"next"])[0].offset, 20, "19 is lost");
+    assert_eq!(read_from(&store, &queue, 19), [(20, b"next".to_vec())]);
+}
+
+#[test]
+fn a_topic_that_was_created_again_has_no_wrong_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    for _ in 0..2 {
+        let queue = topic(&store, "t", 1).queue(0).unwrap();
+        append_numbered(&store, &queue, 0..10);
+        store.delete_topic("t").unwrap();
+    }
+    let queue = topic(&store, "t", 1).queue(0).unwrap();
+    append_numbered(&store, &queue, 0..10);
+    store.close().unwrap();
+    assert_eq!(verify(dir.path()).unwrap().views, Vec::<String>::new());
+}

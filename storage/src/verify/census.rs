@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longwire_proto::record::RecordView;
+use longwire_proto::store::QueueOffset;
 
-use super::{Gap, LostMessage};
+use super::{Damage, Gap, LostMessage};
 use crate::consume_queue::{ENTRY_BYTES, Entry, FILE_ENTRIES};
 use crate::disk::Disk;
 use crate::open::Paths;
 use crate::queue_files::{file_name, parse_file_name};
 use crate::views::database::{Stored, read_copy};
 use crate::views::system_topic::SystemRecord;
-use crate::views::{CommittedOffset, Views};
+use crate::views::{CommittedOffset, Floors, Views, created_position};
 
 /// Entries read from a consume queue at once.
 const ENTRIES_PER_READ: u64 = 204;
@@ -28,12 +29,14 @@ pub(crate) struct Census {
     disk: Arc<dyn Disk>,
     queues_dir: PathBuf,
     queues: BTreeMap<(String, u32), Seen>,
-    /// What the log says, folded as far as the views on disk have come.
+    /// What the log says.
     folded: Views,
     /// No record has been seen yet.
     is_first: bool,
-    /// What the views on disk say.
+    /// What the views on disk say, with what the log says beyond where they have come to.
     stored: Option<Stored>,
+    /// Where that is.
+    stored_end: u64,
     lines: Vec<String>,
 }
 
@@ -43,6 +46,8 @@ struct Seen {
     next: u64,
     gaps: Vec<(u64, u64)>,
     wrong_entries: u64,
+    /// Records from this position on, and offsets up to this one, are in the consume queue's files.
+    noted: (u64, u64),
     /// Entries of the consume queue's file from this offset on.
     entries: (u64, Vec<u8>),
 }
@@ -57,9 +62,16 @@ impl Census {
                 None
             }
         };
-        let queues_dir = paths.queues.clone();
-        let (queues, folded) = (BTreeMap::new(), Views::default());
-        Census { disk, queues_dir, queues, folded, is_first: true, stored, lines }
+        Census {
+            disk,
+            queues_dir: paths.queues.clone(),
+            queues: BTreeMap::new(),
+            folded: Views::default(),
+            is_first: true,
+            stored_end: stored.as_ref().map_or(0, |stored| stored.views.folded),
+            stored,
+            lines,
+        }
     }
 
     /// Where the log began, as far as the views on disk tell.
@@ -72,25 +84,56 @@ impl Census {
         let end = record.position() + record.size() as u64;
         if std::mem::take(&mut self.is_first) && record.position() > 0 {
             self.folded.begin_anew();
+            let unwritten = self.stored.as_mut().filter(|stored| stored.views.folded == 0);
+            unwritten.into_iter().for_each(|stored| stored.views.begin_anew());
         }
-        let in_views = self.stored.as_ref().is_some_and(|stored| end <= stored.views.folded);
-        if let Some(system) = SystemRecord::read(record).filter(|_| in_views) {
+        if let Some(system) = SystemRecord::read(record) {
+            if let Some(stored) = &mut self.stored {
+                stored.views.fold(system.clone(), record.position(), end);
+            }
             self.folded.fold(system, record.position(), end);
         }
         let (topic, queue, offset) = (record.topic(), record.queue(), record.offset());
         let key = (topic.to_owned(), queue);
         let first = !self.queues.contains_key(&key);
-        let seen = self.queues.entry(key).or_default();
+        let stored = self.stored.as_ref();
+        let seen = self.queues.entry(key).or_insert_with(|| Seen {
+            noted: stored.and_then(|stored| noted(stored, topic, queue)).unwrap_or_default(),
+            ..Seen::default()
+        });
         // A topic that was created again begins at 0 again.
         if !first && offset > seen.next {
             seen.gaps.push((seen.next, offset));
         }
         seen.next = offset + 1;
+        if record.position() < seen.noted.0 || offset >= seen.noted.1 {
+            return;
+        }
         let at = self.queues_dir.join(topic);
-        let noted = seen.noted(&*self.disk, &at, queue, offset);
-        if noted.is_some_and(|entry| entry.position != record.position()) {
+        let entry = seen.entry(&*self.disk, &at, queue, offset);
+        if entry.is_some_and(|entry| entry.position != record.position()) {
             seen.wrong_entries += 1;
         }
+    }
+
+    /// What the views say that the log alone does not say any more, as records that say it again, with
+    /// where the queues go on whose last messages are among those that are lost. Call it at the log's
+    /// end.
+    pub(super) fn lost_system_records(&mut self, lost: &[Damage]) -> Vec<SystemRecord> {
+        self.folded.end_anew();
+        let Some(Stored { views, .. }) = &mut self.stored else { return Vec::new() };
+        views.end_anew();
+        let mut floors = Floors::new();
+        for message in lost.iter().flat_map(|damage| &damage.messages) {
+            let LostMessage { topic, queue, offset, position } = message;
+            let next = self.queues.get(&(topic.clone(), *queue)).map_or(0, |seen| seen.next);
+            let Some((name, view)) = views.topics.get_key_value(topic.as_str()) else { continue };
+            if *offset >= next && *position >= created_position(view) {
+                let floor = QueueOffset { queue: *queue, offset: offset + 1 };
+                floors.entry((name.clone(), created_position(view))).or_default().push(floor);
+            }
+        }
+        views.changes_from(&self.folded, &floors)
     }
 
     /// The messages whose records stood in a stretch of the log, by the consume queues on disk.
@@ -161,12 +204,11 @@ impl Census {
 
     fn compare_maps(&mut self, end: u64) {
         let Some(Stored { views, .. }) = &self.stored else { return };
-        if views.folded > end {
-            let folded = views.folded;
-            self.lines.push(format!("views.redb knows the log up to {folded}, it ends at {end}"));
+        if self.stored_end > end {
+            let known = self.stored_end;
+            self.lines.push(format!("views.redb knows the log up to {known}, it ends at {end}"));
             return;
         }
-        self.folded.end_anew();
         let topics = views.topics.keys().eq(self.folded.topics.keys());
         let committed = |views: &Views| {
             let groups = views.groups.keys();
@@ -207,9 +249,17 @@ fn sorted(mut offsets: Vec<CommittedOffset>) -> Vec<CommittedOffset> {
     offsets
 }
 
+/// Where the records begin that the files of a queue have, and the offset at which those end, by the
+/// last checkpoint. What lies behind in the files, the next start cuts off.
+fn noted(stored: &Stored, topic: &str, queue: u32) -> Option<(u64, u64)> {
+    let created = stored.views.topics.get(topic).map_or(0, created_position);
+    let last = stored.queue_files.get(&(topic.into(), created, queue))?.last()?;
+    Some((created, last.base + last.bytes() / ENTRY_BYTES))
+}
+
 impl Seen {
     /// The entry of an offset in the consume queue's file, if there is one.
-    fn noted(
+    fn entry(
         &mut self,
         disk: &dyn Disk,
         topic_dir: &Path,
