@@ -14,8 +14,6 @@ use crate::marks::Marks;
 use crate::queue::Queue;
 use crate::segment::Segment;
 
-/// This much of the log's end counts as resident without a look: it was just written.
-const TAIL_BYTES: u64 = 64 << 20;
 /// Entries read from the consume queue at once, at least and at most.
 const ENTRIES_PER_READ_MIN: u64 = 16;
 const ENTRIES_PER_READ_MAX: u64 = 1024;
@@ -94,7 +92,7 @@ pub(crate) fn plan_read(
         return Err(ReadError::OutOfRange { min, max });
     }
     let segments = log.segments();
-    let tail_from = marks.written.get().saturating_sub(TAIL_BYTES);
+    let tail_from = marks.tail_from();
     let mut entries = Vec::new();
     while plan.next_offset < max && plan.next_offset - offset < ENTRIES_PER_PLAN_MAX {
         let count = entries_wanted(&plan, offset, bytes_max).min(max - plan.next_offset) as usize;
@@ -266,7 +264,7 @@ impl Range {
         self.segment.slice(self.position, self.end()).unwrap_or_default()
     }
 
-    /// Whether it is near the end of the log and so counts as resident.
+    /// Whether it was written a moment ago, and so counts as resident.
     pub fn is_tail(&self) -> bool {
         self.is_tail
     }
