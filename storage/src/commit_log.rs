@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::recent::Recent;
 use crate::segment::Segment;
 
 /// The segments of the log. Readers take a snapshot; the appender and retention change the list.
@@ -14,6 +15,7 @@ pub(crate) struct CommitLog {
     dir: PathBuf,
     segments: ArcSwap<Vec<Arc<Segment>>>,
     changing: Mutex<()>,
+    recent: Recent,
 }
 
 impl CommitLog {
@@ -21,8 +23,14 @@ impl CommitLog {
     ///
     /// If there is no segment; a log always has one.
     pub(crate) fn new(dir: PathBuf, segments: Vec<Arc<Segment>>) -> CommitLog {
-        assert!(!segments.is_empty(), "a log has a segment");
-        CommitLog { dir, segments: ArcSwap::from_pointee(segments), changing: Mutex::new(()) }
+        let end = segments.last().expect("a log has a segment").filled_end();
+        let segments = ArcSwap::from_pointee(segments);
+        CommitLog { dir, segments, changing: Mutex::new(()), recent: Recent::new(end) }
+    }
+
+    /// Where in a log that is written up to there what was written a moment ago begins.
+    pub(crate) fn recent_from(&self, written: u64) -> u64 {
+        self.recent.from(written)
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -59,6 +59,7 @@ mod queue;
 mod queue_files;
 mod queue_sums;
 mod read_plan;
+mod recent;
 mod recovery;
 mod reserve;
 mod retention;

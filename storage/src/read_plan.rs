@@ -92,7 +92,7 @@ pub(crate) fn plan_read(
         return Err(ReadError::OutOfRange { min, max });
     }
     let segments = log.segments();
-    let tail_from = marks.tail_from();
+    let tail_from = log.recent_from(marks.written.get());
     let mut entries = Vec::new();
     while plan.next_offset < max && plan.next_offset - offset < ENTRIES_PER_PLAN_MAX {
         let count = entries_wanted(&plan, offset, bytes_max).min(max - plan.next_offset) as usize;
