@@ -133,6 +133,31 @@ impl BrokerState {
         self.store.topic(name).ok_or_else(unknown)
     }
 
+    /// Has a commit, or another change of a group, appended, and waits until it is durable and may be
+    /// read.
+    async fn append(
+        self: &Arc<Self>,
+        append: impl Fn() -> Result<u64, Failure>,
+    ) -> Result<(), Failure> {
+        let end = loop {
+            match append() {
+                // The log is about to roll. Whether it may be made is checked anew after the wait.
+                Err((ErrorCode::Overloaded, _)) => {
+                    let ready = self.blocking(|state| state.store.wait_for_segment()).await?;
+                    ready.map_err(|error| (error.code(), error.to_string()))?;
+                }
+                result => break result?,
+            }
+        };
+        let closed = |error: &dyn std::fmt::Display| {
+            let poisoned = self.store.failure().is_some();
+            let code = if poisoned { ErrorCode::StorePoisoned } else { ErrorCode::ShuttingDown };
+            (code, format!("whether the change is durable is unknown: {error}"))
+        };
+        self.store.durable().reached(end).await.map_err(|error| closed(&error))?;
+        self.store.dispatched().reached(end).await.map_err(|error| closed(&error))
+    }
+
     /// Whether the store or a member knows the group.
     fn group_exists(&self, name: &str) -> bool {
         self.store.group_exists(name) || self.groups.has_members(name)

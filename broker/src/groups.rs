@@ -139,6 +139,17 @@ impl Coordinator {
         appended.map_err(|error| (error.code(), format!("the commit failed: {error}")))
     }
 
+    /// Appends the deletion of a group that has no members; returns the position it is durable at.
+    pub(crate) fn delete(&self, group: &str) -> Result<u64, Failure> {
+        let groups = self.shared.groups.lock();
+        if groups.contains_key(group) {
+            return Err(not_empty(group));
+        }
+        // Under the lock: whoever joins now commits behind the deletion.
+        let deleted = self.shared.store.delete_group(group);
+        deleted.map_err(|error| (error.code(), error.to_string()))
+    }
+
     /// Whether the group has members.
     pub(crate) fn has_members(&self, group: &str) -> bool {
         self.shared.groups.lock().contains_key(group)

@@ -38,6 +38,9 @@ pub(crate) struct BrokerState {
     pub(crate) advertised_data: String,
     pub(crate) started_ms: i64,
     blocking: Arc<Semaphore>,
+    /// Held by the one change of topics or groups that is being made: the store makes them one after
+    /// another, and those that queue must not hold places of [`blocking`](Self::blocking).
+    changing: Arc<Semaphore>,
 }
 
 impl BrokerState {
@@ -58,6 +61,7 @@ impl BrokerState {
             advertised_data,
             started_ms: now_ms(),
             blocking: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
+            changing: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -78,8 +82,7 @@ impl BrokerState {
         self: &Arc<Self>,
         call: impl FnOnce(&BrokerState) -> T + Send + 'static,
     ) -> Result<T, Failure> {
-        let stopped = || (ErrorCode::ShuttingDown, "the broker is stopping".to_owned());
-        let permit = Arc::clone(&self.blocking).acquire_owned().await.map_err(|_| stopped())?;
+        let permit = Arc::clone(&self.blocking).acquire_owned().await.map_err(|_| stopping())?;
         let state = Arc::clone(self);
         let call = move || {
             let _permit = permit;
@@ -87,9 +90,22 @@ impl BrokerState {
         };
         match tokio::task::spawn_blocking(call).await {
             Ok(value) => Ok(value),
-            Err(error) if error.is_cancelled() => Err(stopped()),
+            Err(error) if error.is_cancelled() => Err(stopping()),
             Err(error) => Err((ErrorCode::Internal, format!("a fault in the broker: {error}"))),
         }
+    }
+
+    /// As [`blocking`](Self::blocking), for a change of the topics or groups there are.
+    pub(crate) async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&BrokerState) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let turn = Arc::clone(&self.changing).acquire_owned().await.map_err(|_| stopping())?;
+        let change = move |state: &BrokerState| {
+            let _turn = turn;
+            change(state)
+        };
+        self.blocking(change).await
     }
 
     /// Creates, changes or deletes a topic, and tells the groups.
@@ -104,7 +120,7 @@ impl BrokerState {
             state.groups.topic_changed(&name);
             Ok(changed)
         };
-        self.blocking(change).await
+        self.change(change).await
     }
 
     /// The topic; created with default settings where it is unknown and that is allowed.
@@ -153,6 +169,10 @@ impl BrokerState {
             created_ms: now_ms(),
         }
     }
+}
+
+fn stopping() -> Failure {
+    (ErrorCode::ShuttingDown, "the broker is stopping".to_owned())
 }
 
 /// Milliseconds since 1970.

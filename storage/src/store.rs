@@ -222,14 +222,15 @@ impl Store {
         Ok(self.append_system(SystemRecord::Group(record))?)
     }
 
-    /// Deletes a group with its committed offsets. Blocks until that is durable.
-    pub fn delete_group(&self, name: &str) -> Result<(), GroupError> {
-        let _changing = self.changing.lock();
+    /// Deletes a group with what it has committed so far. Does not block, as
+    /// [`commit_offsets`](Self::commit_offsets).
+    pub fn delete_group(&self, name: &str) -> Result<u64, GroupError> {
         if !self.group_exists(name) {
             return Err(GroupError::Unknown(name.to_owned()));
         }
         let record = GroupRecord { name: name.to_owned(), deleted: true, created_ms: 0 };
-        Ok(self.append_system(SystemRecord::Group(record))?)
+        let record = SystemRecord::Group(record);
+        Ok(self.append_record(&mut self.system.lock(), &record, Room::AllButKept, || {})?)
     }
 
     /// Everything a group has committed.

@@ -201,7 +201,10 @@ fn committed_offsets_outlive_restarts_and_end_with_group_and_topic() {
     assert_eq!(store.committed("g").len(), 3);
     store.delete_topic("t").unwrap();
     assert_eq!(store.committed("g").len(), 1);
-    store.delete_group("g").unwrap();
+    let end = store.delete_group("g").unwrap();
+    store.flushed_blocking(end).unwrap();
+    store.dispatched().wait(end).unwrap();
+    assert_eq!(store.groups(), ["h"]);
     store.close().unwrap();
     let store = Store::open(config(dir.path())).unwrap();
     assert_eq!(store.groups(), ["h"]);

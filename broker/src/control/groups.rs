@@ -77,10 +77,7 @@ fn check_known(state: &BrokerState, name: &str) -> Result<(), Failure> {
 
 async fn delete(state: &Arc<BrokerState>, name: String) -> Result<DeleteGroupResponse, Failure> {
     check_known(state, &name)?;
-    state.groups.check_empty(&name)?;
-    let group = name.clone();
-    let deleted = state.blocking(move |state| state.store.delete_group(&group)).await?;
-    deleted.map_err(|error| (error.code(), error.to_string()))?;
+    state.append(|| state.groups.delete(&name)).await?;
     tracing::info!(group = name, "group deleted");
     Ok(DeleteGroupResponse {})
 }

@@ -84,23 +84,7 @@ async fn append(
     generation: u64,
     offsets: Vec<CommittedOffset>,
 ) -> Result<(), Failure> {
-    let end = loop {
-        match state.groups.commit(group, member_id, generation, &offsets) {
-            // The log is about to roll. The member's right is checked anew after the wait.
-            Err((ErrorCode::Overloaded, _)) => {
-                let ready = state.blocking(|state| state.store.wait_for_segment()).await?;
-                ready.map_err(|error| (error.code(), format!("the commit failed: {error}")))?;
-            }
-            result => break result?,
-        }
-    };
-    let closed = |error: &dyn std::fmt::Display| {
-        let poisoned = state.store.failure().is_some();
-        let code = if poisoned { ErrorCode::StorePoisoned } else { ErrorCode::ShuttingDown };
-        (code, format!("whether the commit is durable is unknown: {error}"))
-    };
-    state.store.durable().reached(end).await.map_err(|error| closed(&error))?;
-    state.store.dispatched().reached(end).await.map_err(|error| closed(&error))
+    state.append(|| state.groups.commit(group, member_id, generation, &offsets)).await
 }
 
 async fn fetch(

@@ -8,7 +8,6 @@ use longwire_proto::control::{
 };
 use longwire_proto::{ErrorCode, name};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -114,7 +113,7 @@ async fn join(state: &Arc<BrokerState>, subscribe: Subscribe) -> Result<Membersh
     let topics = topics(state, wanted).await?;
     if !state.store.group_exists(&group) {
         let name = group.clone();
-        let created = state.blocking(move |state| state.store.create_group(&name)).await?;
+        let created = state.change(move |state| state.store.create_group(&name)).await?;
         created.map_err(|error| (error.code(), error.to_string()))?;
     }
     let client_id = client_id.chars().take(CLIENT_ID_CHARS_MAX).collect();
@@ -131,8 +130,7 @@ async fn topics(
         let count = wanted.len();
         return Err(invalid(format!("{count} topics are subscribed to; allowed: 1 to {max}")));
     }
-    let mut topics = BTreeSet::new();
-    let mut missing = JoinSet::new();
+    let (mut topics, mut missing) = (BTreeSet::new(), Vec::new());
     for name in wanted {
         check_topic(&name)?;
         if name::is_system_topic(&name) {
@@ -141,13 +139,11 @@ async fn topics(
         }
         let known = state.store.topic(&name).is_some();
         if topics.insert(Arc::from(name.as_str())) && !known {
-            // Side by side, so that a thousand new topics share a few flushes.
-            let state = Arc::clone(state);
-            missing.spawn(async move { state.topic_or_create(&name).await.map(drop) });
+            missing.push(name);
         }
     }
-    while let Some(created) = missing.join_next().await {
-        created.map_err(|error| (ErrorCode::Internal, error.to_string()))??;
+    for name in missing {
+        state.topic_or_create(&name).await?;
     }
     Ok(topics)
 }

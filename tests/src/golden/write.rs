@@ -262,7 +262,10 @@ impl Author {
     }
 
     fn delete_group(&mut self, group: &str) -> io::Result<()> {
-        self.store()?.delete_group(group).map_err(io::Error::other)?;
+        let store = self.store()?;
+        let end = store.delete_group(group).map_err(io::Error::other)?;
+        store.flushed_blocking(end).map_err(io::Error::other)?;
+        store.dispatched().wait(end).map_err(io::Error::other)?;
         self.contents.groups.remove(group);
         Ok(())
     }
