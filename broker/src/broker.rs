@@ -165,7 +165,10 @@ impl Broker {
         let store = Arc::clone(&self.state.store);
         let closed = self.runtimes.control().spawn_blocking(move || store.close()).await;
         self.http_stop.cancel();
-        join(self.http.take()).await;
+        let http = self.http.take();
+        // Half a request is not waited for as long as it may take.
+        let drain = async { drop(tokio::time::timeout(DRAIN_TIMEOUT, join(http)).await) };
+        join(Some(self.runtimes.control().spawn(drain))).await;
         closed.unwrap_or_else(|error| Err(CloseError::Checkpoint(error.to_string())))
     }
 }

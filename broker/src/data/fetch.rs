@@ -18,6 +18,8 @@ use super::connection::{Connection, head};
 use super::outbox::Response;
 use super::{Refusal, parked};
 
+/// Most records that a filter may pass over in one look, which holds up its thread.
+const PASSED_OVER_MAX: u64 = 16_384;
 /// Most ranges in one answer, which bounds what waiting for a slow consumer takes. The consumer
 /// asks again for the rest.
 const RANGES_MAX: usize = 4_096;
@@ -102,8 +104,9 @@ impl Fetch {
         let count: usize = request.topics.iter().map(|topic| topic.queues.len()).sum();
         let tags = request.topics.iter().map(|topic| topic.tag_hashes.len()).max().unwrap_or(0);
         let invalid = |message| Err(Refusal::new(ErrorCode::InvalidRequest, message));
-        if count == 0 {
-            return invalid("the fetch names no queue".to_owned());
+        // So that there are no more topics than queues.
+        if count == 0 || request.topics.iter().any(|topic| topic.queues.is_empty()) {
+            return invalid("the fetch, or a topic in it, names no queue".to_owned());
         }
         if count > QUEUES_PER_FETCH_MAX {
             return invalid(format!("{count} queues are over the limit of {QUEUES_PER_FETCH_MAX}"));
@@ -147,10 +150,11 @@ impl Fetch {
         let mut found = Found::default();
         let count = self.queues.len();
         let first = (self.correlation_id % count as u64) as usize;
-        let mut cold = false;
+        let (mut cold, mut passed_over) = (false, 0);
         for index in (first..count).chain(0..first) {
             let left = self.bytes_max.saturating_sub(found.bytes);
-            if found.bytes > 0 && (left == 0 || found.ranges.len() >= RANGES_MAX) {
+            let is_full = found.bytes > 0 && (left == 0 || found.ranges.len() >= RANGES_MAX);
+            if is_full || passed_over >= PASSED_OVER_MAX {
                 break;
             }
             let wanted = &mut self.queues[index];
@@ -168,7 +172,10 @@ impl Fetch {
             }
             let bytes_max = left.min(wanted.bytes_max);
             match store.plan_read(queue, wanted.next, bytes_max, &topic.filter, how) {
-                Ok(plan) if plan.records == 0 => wanted.next = plan.next_offset,
+                Ok(plan) if plan.records == 0 => {
+                    passed_over += plan.next_offset - wanted.next;
+                    wanted.next = plan.next_offset;
+                }
                 // A single record may be larger than what is left; then it waits for the next fetch.
                 Ok(plan) if found.bytes > 0 && plan.bytes > left => {}
                 Ok(plan) => found.add(number, plan),

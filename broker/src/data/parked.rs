@@ -46,6 +46,9 @@ pub(super) async fn wait(
             // It is large, and most of a parked fetch's life not needed.
             return Box::pin(writer::write(&connection)).await;
         }
+        drop(plan);
+        // Where a filter fits little, one look follows another.
+        tokio::task::yield_now().await;
     }
 }
 

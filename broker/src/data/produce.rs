@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Connection, head};
 use super::outbox::Response;
-use super::{Refusal, acks};
+use super::{Refusal, acks, writer};
 
 /// What became of a produce request's runs. Its levels are filled in when it is encoded.
 #[derive(Debug)]
@@ -115,7 +115,11 @@ async fn find(
     }
     let topic = match topic {
         Some(topic) => topic.clone(),
-        None => Box::pin(state.topic_or_create(name)).await?,
+        None => {
+            // What is answered must not wait with this one for the disk.
+            writer::flush(connection);
+            Box::pin(state.topic_or_create(name)).await?
+        }
     };
     let Some(queue) = topic.queue(queue) else {
         let message = format!("topic {name:?} has no queue {queue}");
@@ -132,7 +136,10 @@ async fn append(
     let store = &connection.plane.state.store;
     match append_checked(&mut found, |runs| store.append_all(runs)) {
         Some(appended) => appended,
-        None => Box::pin(append_when_ready(connection, found)).await,
+        None => {
+            writer::flush(connection);
+            Box::pin(append_when_ready(connection, found)).await
+        }
     }
 }
 

@@ -77,6 +77,18 @@ async fn slow_and_senseless_clients_are_cut_and_do_not_stand_in_the_way() {
     assert!(get(scene.broker.http_addr(), "/health/live").await.starts_with("HTTP/1.1 200"));
 }
 
+#[tokio::test]
+async fn half_a_request_does_not_hold_up_the_end() {
+    let scene = Scene::start().await;
+    let mut half = TcpStream::connect(scene.broker.http_addr()).await.unwrap();
+    half.write_all(b"GET /me").await.unwrap();
+    // Answered behind it, so it has been accepted.
+    assert!(get(scene.broker.http_addr(), "/health/live").await.starts_with("HTTP/1.1 200"));
+    let began = Instant::now();
+    scene.broker.shutdown().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
 #[test]
 fn a_broker_can_be_started_used_and_dropped_inside_any_runtime() {
     let folder = tempfile::tempdir().unwrap();

@@ -257,7 +257,9 @@ fn a_fetch_that_makes_no_sense_is_refused_and_the_connection_goes_on() {
     let mut tagged = fetch("t", &[(0, 0)], 1, LONG);
     tagged.topics[0].tag_hashes = (0..257).collect();
     let none = FetchRequest { max_wait_ms: 9, max_bytes: 9, topics: vec![] };
-    for request in [none, fetch("t", &[(0, 0); 1025], 1, LONG), tagged] {
+    let mut beside = fetch("t", &[(0, 0)], 1, LONG);
+    beside.topics.push(FetchTopic::default());
+    for request in [none, beside, fetch("t", &[(0, 0); 1025], 1, LONG), tagged] {
         let id = client.send(Request::Fetch(request), &[]);
         assert_eq!(client.error(id), ErrorCode::InvalidRequest);
     }
