@@ -1,8 +1,13 @@
 //! Ctrl-C.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Exit;
+
+/// What is on its way when a command is interrupted may take so long to be acknowledged.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A token that is cancelled by the first Ctrl-C or SIGTERM, so that the command can end in good
 /// order. The second one ends the process where it stands.
@@ -19,6 +24,12 @@ pub(crate) fn token() -> CancellationToken {
         }
     });
     token
+}
+
+/// Completes once what was on its way at the interruption has had its time.
+pub(crate) async fn given_up(interrupted: &CancellationToken) {
+    interrupted.cancelled().await;
+    tokio::time::sleep(GRACE).await;
 }
 
 #[cfg(unix)]

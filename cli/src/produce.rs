@@ -147,8 +147,13 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failur
     };
     let started = Instant::now();
     let (sent, outcome) =
-        send::all(&producer, input, &labels, args.rate, global.quiet, interrupted).await;
-    let closed = producer.close().await;
+        send::all(&producer, input, &labels, args.rate, global.quiet, &interrupted).await;
+    let closed = tokio::select! {
+        biased;
+        // What was on its way has had its time.
+        () = interrupted.cancelled() => Ok(()),
+        closed = producer.close() => closed,
+    };
     report(global, &args.topic, &sent, started.elapsed())?;
     outcome?;
     Ok(closed?)

@@ -17,6 +17,7 @@ use super::sequence::Settled;
 use super::stamp::Stamp;
 use super::{LoadArgs, target::Target};
 use crate::error::Failure;
+use crate::interrupt;
 
 /// A message without an answer for so long has failed.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,8 +25,6 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 const ERRORS_MAX: u64 = 1_000;
 /// What is kept for each client and queue must fit into memory.
 const LANES_MAX: u64 = 1_000_000;
-/// What is on its way when a run is stopped may take so long to be acknowledged.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// What one client sent to one queue has become, for each client and queue.
 pub(super) type Lanes = Arc<[Mutex<Settled>]>;
@@ -162,13 +161,9 @@ impl Load {
                 settling.await.unwrap_or_default().join_all().await;
             }
         };
-        let given_up = async {
-            stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        };
         tokio::select! {
             () = settled => {}
-            () = given_up => {}
+            () = interrupt::given_up(stop) => {}
         }
         let mut record = Record::new(self.plan.measured_from());
         self.recorders.iter().for_each(|recorder| record.merge(recorder.take()));

@@ -13,6 +13,7 @@ use super::input::{Input, Portion};
 use super::lines::{Ending, Piece};
 use super::{EOL_NONE, EOL_PROPERTY};
 use crate::error::{Exit, Failure};
+use crate::interrupt;
 
 /// Portions whose deliveries may be outstanding, beside what the producer's own buffer bounds.
 const PORTIONS_AHEAD: usize = 64;
@@ -40,44 +41,66 @@ pub(crate) struct Sent {
     pub(crate) level: Option<AckLevel>,
 }
 
-/// Sends everything, or what comes before the first failure, and waits until it is stored.
+/// Sends everything, or what comes before the first failure, and waits until it is stored; after an
+/// interruption not for long.
 pub(crate) async fn all(
     producer: &Producer,
     input: Input,
     labels: &Labels,
     rate: Option<u32>,
     quiet: bool,
-    interrupted: CancellationToken,
+    interrupted: &CancellationToken,
 ) -> (Sent, Result<(), Failure>) {
     let progress = progress(input.bytes.filter(|_| !quiet));
     let (deliveries, settled) = mpsc::channel(PORTIONS_AHEAD);
-    let mut settling = tokio::spawn(settle(settled));
-    let sending = Sending {
+    let given_up = interrupted.clone();
+    let given_up = async move { interrupt::given_up(&given_up).await };
+    let mut settling = tokio::spawn(settle(settled, given_up));
+    let mut sending = Sending {
         producer,
         labels,
         names: input.names(),
         pace: rate.map(Pace::new),
-        interrupted: &interrupted,
+        interrupted,
+        enqueued: 0,
     };
-    // Sending ends first unless a message could not be stored: a broker that is lost while
-    // standard input is silent must be told at once.
+    let all_sent = async {
+        let outcome = sending.run(input, &progress, &deliveries).await;
+        // Its error, if any, is also that of a delivery.
+        let _ = producer.flush().await;
+        // Until here settling ends only by a failure, or because it is given up.
+        drop(deliveries);
+        outcome
+    };
+    // Sending ends first unless a message could not be stored, or is given up: a broker that is lost
+    // while standard input is silent must be told at once.
     let (outcome, settled) = tokio::select! {
-        outcome = Box::pin(sending.run(input, &progress, deliveries)) => {
-            // Its error, if any, is also that of a delivery.
-            let _ = producer.flush().await;
-            (outcome, settling.await)
-        }
-        settled = &mut settling => (Ok(()), settled),
+        outcome = Box::pin(all_sent) => (outcome, settling.await),
+        settled = &mut settling => (Err(Failure::interrupted()), settled),
     };
     progress.finish_and_clear();
     match settled {
-        Ok((sent, None)) => (sent, outcome),
+        Ok((sent, None)) => match sending.enqueued - sent.messages {
+            0 => (sent, outcome),
+            unknown => {
+                let failure = unanswered(sent.messages, unknown);
+                (sent, Err(failure))
+            }
+        },
         Ok((sent, Some(error))) => {
             let stored = format!("{} messages before it were stored", sent.messages);
             (sent, Err(Failure::from(error).and(&stored)))
         }
         Err(error) => (Sent::default(), Err(Failure::failed(format!("cannot send: {error}")))),
     }
+}
+
+fn unanswered(stored: u64, unknown: u64) -> Failure {
+    let message = format!(
+        "interrupted: {stored} messages were stored; {unknown} more may have been or not, as the \
+         broker did not answer"
+    );
+    Failure::new(Exit::Interrupted, message)
 }
 
 /// A message on its way, and the length of its body.
@@ -89,15 +112,17 @@ struct Sending<'a> {
     names: Vec<String>,
     pace: Option<Pace>,
     interrupted: &'a CancellationToken,
+    /// Messages handed to the producer.
+    enqueued: u64,
 }
 
 impl Sending<'_> {
     /// Sends every piece in order. Deliveries of one portion go to `deliveries` together.
     async fn run(
-        mut self,
+        &mut self,
         input: Input,
         progress: &ProgressBar,
-        deliveries: mpsc::Sender<Vec<UnderWay>>,
+        deliveries: &mpsc::Sender<Vec<UnderWay>>,
     ) -> Result<(), Failure> {
         let reading = input.read();
         let mut portions = reading.map_err(|error| {
@@ -138,15 +163,28 @@ impl Sending<'_> {
                 pace.wait().await;
             }
             under_way.push((self.producer.enqueue(message).await?, bytes));
+            self.enqueued += 1;
         }
         progress.inc(read);
         Ok(())
     }
 }
 
-/// Counts what is stored, up to the first message that is not.
-pub(crate) async fn settle(mut deliveries: mpsc::Receiver<Vec<UnderWay>>) -> (Sent, Option<Error>) {
+/// Counts what is stored, up to the first message that is not, or until it is given up.
+pub(crate) async fn settle(
+    deliveries: mpsc::Receiver<Vec<UnderWay>>,
+    given_up: impl Future<Output = ()>,
+) -> (Sent, Option<Error>) {
     let mut sent = Sent::default();
+    let error = tokio::select! {
+        biased;
+        error = count(deliveries, &mut sent) => error,
+        () = given_up => None,
+    };
+    (sent, error)
+}
+
+async fn count(mut deliveries: mpsc::Receiver<Vec<UnderWay>>, sent: &mut Sent) -> Option<Error> {
     while let Some(portion) = deliveries.recv().await {
         for (delivery, bytes) in portion {
             match delivery.await {
@@ -156,11 +194,11 @@ pub(crate) async fn settle(mut deliveries: mpsc::Receiver<Vec<UnderWay>>) -> (Se
                     let level = sent.level.map_or(receipt.level, |level| level.min(receipt.level));
                     sent.level = Some(level);
                 }
-                Err(error) => return (sent, Some(error)),
+                Err(error) => return Some(error),
             }
         }
     }
-    (sent, None)
+    None
 }
 
 impl Labels {

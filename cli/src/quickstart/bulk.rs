@@ -1,5 +1,6 @@
 //! All lines through the broker: produced and, at the same time, consumed and checked.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,7 +98,7 @@ async fn send(
 ) -> Result<SentLines, Failure> {
     let producer = client.producer().buffer_bytes_max(PRODUCER_BUFFER_BYTES).build().await?;
     let (deliveries, settled) = mpsc::channel::<Vec<UnderWay>>(PORTIONS_AHEAD);
-    let settling = tokio::spawn(settle(settled));
+    let settling = tokio::spawn(settle(settled, pending()));
     let mut portions = source
         .read()
         .map_err(|error| Failure::failed(format!("cannot start the thread that reads: {error}")))?;

@@ -1,7 +1,8 @@
 //! Topics, exit codes, and how commands end.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use crate::broker::{TestBroker, failure, longwire};
 
@@ -103,12 +104,32 @@ fn interrupted_producer_keeps_and_counts_what_it_has_read() {
     broker.ok(&["topic", "create", "t"]);
     let mut producer = broker.spawn(&["produce", "t"], Stdio::piped());
     let mut input = producer.stdin.take().unwrap();
-    std::io::Write::write_all(&mut input, b"a\nb\n").unwrap();
+    input.write_all(b"a\nb\n").unwrap();
     assert_eq!(broker.ok(&["consume", "t", "--follow", "--max", "2"]), b"a\nb\n");
     interrupt(&producer);
     let (code, said) = failure(&producer.wait_with_output().unwrap());
     assert_eq!(code, 130);
     assert!(said.starts_with("2 messages, "), "{said}");
+}
+
+#[test]
+fn interrupted_producer_without_a_broker_ends_soon_and_says_what_is_not_known() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t"]);
+    let mut producer = broker.spawn(&["produce", "t"], Stdio::piped());
+    let mut input = producer.stdin.take().unwrap();
+    input.write_all(b"a\n").unwrap();
+    assert_eq!(broker.ok(&["consume", "t", "--follow", "--max", "1"]), b"a\n");
+    drop(broker);
+    input.write_all(b"b\n").unwrap();
+    let mut said = BufReader::new(producer.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains("dialling again")), "it has something to send");
+
+    let interrupted = Instant::now();
+    interrupt(&producer);
+    assert!(said.any(|line| line.contains("1 messages were stored; 1 more may have been or not")));
+    assert_eq!(producer.wait().unwrap().code(), Some(130));
+    assert!(interrupted.elapsed() < Duration::from_secs(20), "{:?}", interrupted.elapsed());
 }
 
 #[test]
