@@ -106,8 +106,15 @@ impl Error {
             };
         }
         let kind = match status.code() {
-            tonic::Code::Unavailable if never_connected(status) => ErrorKind::Unreachable,
+            // There was no connection to make the call over.
+            tonic::Code::Unavailable if is_caused_by::<tonic::ConnectError>(status) => {
+                ErrorKind::Unreachable
+            }
             tonic::Code::DeadlineExceeded => ErrorKind::Timeout,
+            // What the deadline of this side looks like.
+            tonic::Code::Cancelled if is_caused_by::<tonic::TimeoutExpired>(status) => {
+                ErrorKind::Timeout
+            }
             // What HTTP/2 makes of a connection that ended, or whose keep-alive was not answered.
             tonic::Code::Unavailable
             | tonic::Code::Cancelled
@@ -200,10 +207,9 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// Whether a call failed because there was no connection to make it over.
-fn never_connected(status: &tonic::Status) -> bool {
+fn is_caused_by<E: std::error::Error + 'static>(status: &tonic::Status) -> bool {
     let first = std::error::Error::source(status);
-    std::iter::successors(first, |error| error.source()).any(|e| e.is::<tonic::ConnectError>())
+    std::iter::successors(first, |error| error.source()).any(|error| error.is::<E>())
 }
 
 /// What the innermost of nested errors says: the outer ones only name the layers it came through.
@@ -213,4 +219,20 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_without_an_answer_in_time_are_timeouts_with_an_unknown_outcome() {
+        let status = tonic::Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        let error = Error::from_status("asking", &status);
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(error.outcome_unknown() && error.is_retriable());
+
+        let lost = Error::from_status("asking", &tonic::Status::cancelled("h2 connection ended"));
+        assert_eq!(lost.kind(), ErrorKind::ConnectionLost, "{lost}");
+    }
 }
