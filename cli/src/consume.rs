@@ -110,7 +110,7 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
     let limits = Limits { max: args.max, idle: args.timeout, interrupted };
     let tags = Tags::parse(args.tag.as_deref());
     let mut sink = sink(global, &args)?;
-    let client = connect(global).await?;
+    let client = interrupt::race(&limits.interrupted, connect(global)).await?;
     let (end, written) = match &args.group {
         Some(group) => {
             let member = member::Membership { group, topic: &args.topic, from: args.from, tags };

@@ -132,9 +132,12 @@ fn property(text: &str) -> Result<(String, String), String> {
 pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
     let input = Input::check(&args.files, args.split)?;
-    let client = connect(global).await?;
-    let topic = topic_or_create(&client, &args.topic).await?;
-    let producer = producer(&client, &args).await?;
+    let setup = async {
+        let client = connect(global).await?;
+        let topic = topic_or_create(&client, &args.topic).await?;
+        Ok((topic, producer(&client, &args).await?))
+    };
+    let (topic, producer) = interrupt::race(&interrupted, setup).await?;
 
     let labels = Labels {
         topic: args.topic.as_str().into(),

@@ -73,10 +73,7 @@ pub(crate) async fn run(global: &Global, args: QuickstartArgs) -> Result<(), Fai
     config.storage.retention_age = None;
 
     let demonstration = Box::pin(demonstrate(source, survey, &args, config, &progress));
-    let report = tokio::select! {
-        report = demonstration => report,
-        () = interrupted.cancelled() => Err(Failure::interrupted()),
-    };
+    let report = interrupt::race(&interrupted, demonstration).await;
     progress.finish_and_clear();
     let report = report?;
     if global.json {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use longwire_client::{Client, Consumer, Received, StartAt, TagFilter, TopicQueue};
+use longwire_client::{Consumer, Received, StartAt, TagFilter, TopicQueue};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,6 @@ pub(super) struct Arrivals {
 impl Arrivals {
     /// Connects `consumers` that share the queues, for what `clients` will send from now on.
     pub(super) async fn connect(
-        client: &Client,
         target: &Target,
         run: u64,
         clients: u32,
@@ -42,7 +41,8 @@ impl Arrivals {
         let mut connected = Vec::new();
         for number in 0..consumers {
             let mine = (0..target.queues).filter(|queue| queue % consumers == number);
-            let consumer = client
+            let consumer = target
+                .client
                 .consumer()
                 .subscribe(Arc::clone(&target.name), TagFilter::all())
                 .assign(mine.map(|queue| TopicQueue::new(Arc::clone(&target.name), queue)))

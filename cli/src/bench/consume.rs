@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use longwire_client::{Client, Consumer, StartAt, TagFilter, TopicQueue};
+use longwire_client::{Consumer, StartAt, TagFilter, TopicQueue};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,6 @@ use super::report::Report;
 use super::target::Target;
 use super::{FileArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
 use crate::Global;
-use crate::connection::connect;
 use crate::error::{Exit, Failure};
 use crate::interrupt;
 
@@ -66,10 +65,9 @@ fn only_to_fill(arg: clap::Arg) -> clap::Arg {
 pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
     let files = Files::create(&args.files)?;
-    let client = connect(global).await?;
-    let target = Target::open(&client, &args.topic).await?;
-    let outcome = Box::pin(measure(global, &args, &client, &target, &interrupted)).await;
-    target.close(global).await;
+    let target = interrupt::race(&interrupted, Target::open(global, &args.topic)).await?;
+    let outcome = Box::pin(measure(global, &args, &target, &interrupted)).await;
+    target.close(global, &interrupted).await;
     let (report, record) = outcome?;
     conclude(global, report, record, files, &interrupted)
 }
@@ -77,7 +75,6 @@ pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
 async fn measure(
     global: &Global,
     args: &ConsumeArgs,
-    client: &Client,
     target: &Target,
     interrupted: &CancellationToken,
 ) -> Result<(Report, Record), Failure> {
@@ -89,8 +86,8 @@ async fn measure(
         )));
     }
     let ranges = match target.own {
-        true => fill(global, args, client, target, interrupted).await?,
-        false => present(target).await?,
+        true => fill(global, args, target, interrupted).await?,
+        false => interrupt::race(interrupted, present(target)).await?,
     };
     if ranges.iter().all(|span| span.first >= span.end) && !interrupted.is_cancelled() {
         let message = format!("there is nothing to read in topic {}", target.name);
@@ -98,7 +95,7 @@ async fn measure(
     }
 
     let cpu = cpu::cpu_time();
-    let (record, took) = read(global, args, client, target, &ranges, interrupted).await?;
+    let (record, took) = read(global, args, target, &ranges, interrupted).await?;
     let fill = target.own.then_some(&args.fill);
     let mut report = Report::begun("consume", target, clients, fill);
     report.measured(&record, took);
@@ -121,7 +118,6 @@ async fn present(target: &Target) -> Result<Vec<Span>, Failure> {
 async fn fill(
     global: &Global,
     args: &ConsumeArgs,
-    client: &Client,
     target: &Target,
     interrupted: &CancellationToken,
 ) -> Result<Vec<Span>, Failure> {
@@ -129,7 +125,7 @@ async fn fill(
     let by_bytes = (FILL_BYTES / args.fill.size.mean().max(1.0)) as u64;
     let length = Length::Messages(args.messages.unwrap_or(by_bytes.clamp(1, 1_000_000)));
     let LoadArgs { rate, clients, .. } = args.fill;
-    let ready = Ready::connect(client, &args.fill, target).await?;
+    let ready = interrupt::race(interrupted, Ready::connect(&args.fill, target)).await?;
     let plan = Plan::new(Instant::now(), Duration::ZERO, length, rate, clients);
     let load = ready.start(&args.fill, target, plan, None, &stop);
     let _progress = Progress::start(global.quiet, "filling", load.recorders.clone());
@@ -166,7 +162,6 @@ impl Span {
 async fn read(
     global: &Global,
     args: &ConsumeArgs,
-    client: &Client,
     target: &Target,
     ranges: &[Span],
     interrupted: &CancellationToken,
@@ -176,26 +171,7 @@ async fn read(
     let limit = args.messages.filter(|_| !(target.own && args.duration.is_some()));
     let left = Arc::new(AtomicU64::new(limit.unwrap_or(u64::MAX)));
     let clients = args.fill.clients as usize;
-    let mut readers = Vec::new();
-    for client_number in 0..clients {
-        let mine = ranges.iter().filter(|span| span.queue as usize % clients == client_number);
-        let spans: Vec<Span> = mine.filter(|span| span.first < span.end).cloned().collect();
-        if spans.is_empty() {
-            continue;
-        }
-        let queues = spans.iter().map(|span| TopicQueue::new(Arc::clone(&target.name), span.queue));
-        let consumer = client
-            .consumer()
-            .subscribe(Arc::clone(&target.name), TagFilter::all())
-            .assign(queues)
-            .start_at(StartAt::Earliest)
-            .auto_commit(None)
-            .build()
-            .await?;
-        // What it would fetch before the start would come too fast.
-        consumer.pause(&consumer.assignment());
-        readers.push((consumer, spans));
-    }
+    let readers = interrupt::race(interrupted, consumers(target, ranges, clients)).await?;
     let start = Instant::now();
     readers.iter().for_each(|(consumer, _)| consumer.resume(&consumer.assignment()));
     let until = args.duration.map(|time| start + time);
@@ -216,6 +192,36 @@ async fn read(
     recorders.iter().for_each(|recorder| record.merge(recorder.take()));
     let took = record.last.map_or(Duration::ZERO, |last| last - start);
     Ok((record, took))
+}
+
+/// A consumer for each client, none of which has begun, with what it is to read.
+async fn consumers(
+    target: &Target,
+    ranges: &[Span],
+    clients: usize,
+) -> Result<Vec<(Consumer, Vec<Span>)>, Failure> {
+    let mut readers = Vec::new();
+    for client_number in 0..clients {
+        let mine = ranges.iter().filter(|span| span.queue as usize % clients == client_number);
+        let spans: Vec<Span> = mine.filter(|span| span.first < span.end).cloned().collect();
+        if spans.is_empty() {
+            continue;
+        }
+        let queues = spans.iter().map(|span| TopicQueue::new(Arc::clone(&target.name), span.queue));
+        let consumer = target
+            .client
+            .consumer()
+            .subscribe(Arc::clone(&target.name), TagFilter::all())
+            .assign(queues)
+            .start_at(StartAt::Earliest)
+            .auto_commit(None)
+            .build()
+            .await?;
+        // What it would fetch before the start would come too fast.
+        consumer.pause(&consumer.assignment());
+        readers.push((consumer, spans));
+    }
+    Ok(readers)
 }
 
 /// One client.

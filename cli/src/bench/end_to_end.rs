@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use clap::Args;
-use longwire_client::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Arrivals;
@@ -15,7 +14,6 @@ use super::stamp::STAMP_BYTES;
 use super::target::Target;
 use super::{FileArgs, LengthArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
 use crate::Global;
-use crate::connection::connect;
 use crate::error::{Exit, Failure};
 use crate::interrupt;
 
@@ -54,10 +52,9 @@ pub(super) async fn run(global: &Global, args: EndToEndArgs) -> Result<(), Failu
         )));
     }
     let files = Files::create(&args.files)?;
-    let client = connect(global).await?;
-    let target = Target::open(&client, &args.topic).await?;
-    let outcome = Box::pin(measure(global, &args, &client, &target, &interrupted)).await;
-    target.close(global).await;
+    let target = interrupt::race(&interrupted, Target::open(global, &args.topic)).await?;
+    let outcome = Box::pin(measure(global, &args, &target, &interrupted)).await;
+    target.close(global, &interrupted).await;
     let (report, record) = outcome?;
     let verified = report.integrity.as_ref().is_some_and(|found| found.verified);
     conclude(global, report, record, files, &interrupted)?;
@@ -67,7 +64,6 @@ pub(super) async fn run(global: &Global, args: EndToEndArgs) -> Result<(), Failu
 async fn measure(
     global: &Global,
     args: &EndToEndArgs,
-    client: &Client,
     target: &Target,
     interrupted: &CancellationToken,
 ) -> Result<(Report, Record), Failure> {
@@ -81,8 +77,11 @@ async fn measure(
     }
     let stop = interrupted.child_token();
     let run = fastrand::u64(..);
-    let ready = Ready::connect(client, &args.load, target).await?;
-    let arrivals = Arrivals::connect(client, target, run, clients, consumers).await?;
+    let setup = async {
+        let ready = Ready::connect(&args.load, target).await?;
+        Ok((ready, Arrivals::connect(target, run, clients, consumers).await?))
+    };
+    let (ready, arrivals) = interrupt::race(interrupted, setup).await?;
     let cpu = cpu::cpu_time();
     // The clock starts once everyone is connected.
     let plan = args.length.plan(&args.load);

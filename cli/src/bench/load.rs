@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use longwire_client::{Client, Delivery, Durability, Error, Message, Producer};
+use longwire_client::{Delivery, Error, Message, Producer};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -57,11 +57,7 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Connects the clients, which takes its time: the plan's clock starts when they are let go.
-    pub(super) async fn connect(
-        client: &Client,
-        args: &LoadArgs,
-        target: &Target,
-    ) -> Result<Ready, Failure> {
+    pub(super) async fn connect(args: &LoadArgs, target: &Target) -> Result<Ready, Failure> {
         let clients = args.clients;
         if u64::from(clients) * u64::from(target.queues) > LANES_MAX {
             return Err(Failure::usage(format!(
@@ -72,7 +68,7 @@ impl Ready {
         let bodies = Bodies::new(args.size.clone());
         let mut producers = Vec::new();
         for _ in 0..clients {
-            producers.push(producer(client, args, target.producer_durability()).await?);
+            producers.push(producer(args, target).await?);
         }
         Ok(Ready { bodies, producers })
     }
@@ -171,14 +167,11 @@ impl Load {
     }
 }
 
-async fn producer(
-    client: &Client,
-    args: &LoadArgs,
-    durability: Durability,
-) -> Result<Producer, Failure> {
-    let producer = client
+async fn producer(args: &LoadArgs, target: &Target) -> Result<Producer, Failure> {
+    let producer = target
+        .client
         .producer()
-        .durability(durability)
+        .durability(target.producer_durability())
         .compression(args.compression.to_client())
         // Whoever asks for compression wants to see what it costs.
         .compress_bytes_min(1)

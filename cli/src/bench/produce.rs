@@ -11,7 +11,6 @@ use super::report::{Percentiles, Report};
 use super::target::Target;
 use super::{FileArgs, LengthArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
 use crate::Global;
-use crate::connection::connect;
 use crate::error::Failure;
 use crate::interrupt;
 
@@ -37,12 +36,11 @@ pub(crate) struct ProduceArgs {
 pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
     let files = Files::create(&args.files)?;
-    let client = connect(global).await?;
-    let target = Target::open(&client, &args.topic).await?;
+    let target = interrupt::race(&interrupted, Target::open(global, &args.topic)).await?;
     let cpu = cpu::cpu_time();
-    let sent = Box::pin(send(global, &args, &client, &target, &interrupted)).await;
+    let sent = Box::pin(send(global, &args, &target, &interrupted)).await;
     let cpu = cpu::since(cpu);
-    target.close(global).await;
+    target.close(global, &interrupted).await;
     let (sent, measured_from) = sent?;
 
     let mut report = Report::begun("produce", &target, args.load.clients, Some(&args.load));
@@ -58,12 +56,11 @@ pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failur
 async fn send(
     global: &Global,
     args: &ProduceArgs,
-    client: &longwire_client::Client,
     target: &Target,
     interrupted: &CancellationToken,
 ) -> Result<(Sent, Instant), Failure> {
     let stop = interrupted.child_token();
-    let ready = Ready::connect(client, &args.load, target).await?;
+    let ready = interrupt::race(interrupted, Ready::connect(&args.load, target)).await?;
     let plan = args.length.plan(&args.load);
     let measured_from = plan.measured_from();
     let load = ready.start(&args.load, target, plan, None, &stop);

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use longwire_client::{Client, Durability, NewTopic, TopicDescription, TopicDurability};
+use tokio_util::sync::CancellationToken;
 
 use super::TopicArgs;
 use crate::Global;
+use crate::connection::connect;
 use crate::error::Failure;
-use crate::output;
 use crate::topic::DurabilityArg;
+use crate::{interrupt, output};
 
 /// A topic to measure on.
 #[derive(Debug)]
@@ -21,12 +23,13 @@ pub(super) struct Target {
     pub(super) own: bool,
     requested: Option<DurabilityArg>,
     keep: bool,
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Target {
-    /// Finds the topic, or makes one.
-    pub(super) async fn open(client: &Client, args: &TopicArgs) -> Result<Target, Failure> {
+    /// Connects, and finds the topic or makes one.
+    pub(super) async fn open(global: &Global, args: &TopicArgs) -> Result<Target, Failure> {
+        let client = connect(global).await?;
         let admin = client.admin();
         let topic = match &args.topic {
             Some(name) => admin.describe_topic(name).await?.topic,
@@ -46,7 +49,7 @@ impl Target {
             own: args.topic.is_none(),
             requested: args.durability,
             keep: args.keep_topic,
-            client: client.clone(),
+            client,
         })
     }
 
@@ -69,7 +72,7 @@ impl Target {
     }
 
     /// Deletes a topic that was made for this run, unless it is to be kept.
-    pub(super) async fn close(&self, global: &Global) {
+    pub(super) async fn close(&self, global: &Global, interrupted: &CancellationToken) {
         if !self.own {
             return;
         }
@@ -80,8 +83,13 @@ impl Target {
             return;
         }
         // The run's own outcome is what matters; this is told beside it.
-        if let Err(error) = self.client.admin().delete_topic(&self.name).await {
-            output::note(&format!("topic {} could not be deleted: {error}", self.name));
+        let admin = self.client.admin();
+        let deleted = tokio::select! {
+            deleted = admin.delete_topic(&self.name) => deleted.map_err(|error| error.to_string()),
+            () = interrupt::given_up(interrupted) => Err("the broker did not answer".to_owned()),
+        };
+        if let Err(why) = deleted {
+            output::note(&format!("topic {} could not be deleted: {why}", self.name));
         }
     }
 }

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::ordered::until;
 use super::sink::Sink;
 use super::{End, Limits, Tags};
-use crate::error::Failure;
+use crate::error::{Exit, Failure};
+use crate::interrupt;
 use crate::point::Point;
 
 /// What has been written stays uncommitted no longer than this.
@@ -53,20 +54,19 @@ impl Membership<'_> {
             .subscribe(self.topic, filter)
             .start_at(start_at)
             // Here what counts is not what was received but what was written.
-            .auto_commit(None)
-            .build()
-            .await?;
-        let mut reading = Reading { consumer, written: 0, commit_at: None };
-        let outcome = reading.run(limits, sink).await;
-        // What could not be written is not committed: it goes to another member, or comes again.
-        let outcome = match outcome {
-            Ok(end) => reading.commit().await.map(|()| end),
-            Err(failure) => Err(failure),
-        };
-        let closed = reading.consumer.close().await;
-        let end = outcome?;
-        closed?;
-        Ok((end, reading.written))
+            .auto_commit(None);
+        let setup = async { Ok(consumer.build().await?) };
+        let consumer = interrupt::race(&limits.interrupted, setup).await?;
+        let reading = Reading { consumer, written: 0, commit_at: None };
+        tokio::select! {
+            biased;
+            outcome = reading.complete(limits, sink) => outcome,
+            () = interrupt::given_up(&limits.interrupted) => Err(Failure::new(
+                Exit::Interrupted,
+                "interrupted: what was written last may not be committed, as the broker did not \
+                 answer; the group then gets it again",
+            )),
+        }
     }
 }
 
@@ -78,6 +78,20 @@ struct Reading {
 }
 
 impl Reading {
+    /// Writes and commits until the end, and leaves the group.
+    async fn complete(mut self, limits: &Limits, sink: &mut Sink) -> Result<(End, u64), Failure> {
+        let outcome = self.run(limits, sink).await;
+        // What could not be written is not committed: it goes to another member, or comes again.
+        let outcome = match outcome {
+            Ok(end) => self.commit().await.map(|()| end),
+            Err(failure) => Err(failure),
+        };
+        let closed = self.consumer.close().await;
+        let end = outcome?;
+        closed?;
+        Ok((end, self.written))
+    }
+
     async fn run(&mut self, limits: &Limits, sink: &mut Sink) -> Result<End, Failure> {
         let mut idle = limits.idle.map(|idle| Instant::now() + idle);
         loop {

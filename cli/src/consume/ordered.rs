@@ -12,6 +12,7 @@ use super::merge::{Balance, Merge};
 use super::sink::Sink;
 use super::{End, Limits, Tags};
 use crate::error::{Exit, Failure};
+use crate::interrupt;
 use crate::point::Point;
 
 /// What messages of queues that are ahead may take while others are awaited, in bytes.
@@ -52,12 +53,17 @@ impl Wanted<'_> {
         limits: &Limits,
         sink: &mut Sink,
     ) -> Result<(End, u64), Failure> {
-        let stretches = self.stretches(client).await?;
-        if stretches.is_empty() || limits.max == Some(0) {
+        let setup = async {
+            let stretches = self.stretches(client).await?;
+            if stretches.is_empty() || limits.max == Some(0) {
+                return Ok(None);
+            }
+            let consumer = self.consumer(client, &stretches).await?;
+            Ok(Some(Reading::new(self, stretches, consumer)))
+        };
+        let Some(mut reading) = interrupt::race(&limits.interrupted, setup).await? else {
             return Ok((End::Complete, 0));
-        }
-        let consumer = self.consumer(client, &stretches).await?;
-        let mut reading = Reading::new(self, stretches, consumer);
+        };
         let outcome = reading.run(limits, sink).await;
         let flushed = sink.flush();
         // Nothing was committed, so how the consumer closes changes nothing.

@@ -1,6 +1,7 @@
 //! Topics, exit codes, and how commands end.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,30 @@ fn interrupted_producer_without_a_broker_ends_soon_and_says_what_is_not_known() 
     assert!(said.any(|line| line.contains("1 messages were stored; 1 more may have been or not")));
     assert_eq!(producer.wait().unwrap().code(), Some(130));
     assert!(interrupted.elapsed() < Duration::from_secs(20), "{:?}", interrupted.elapsed());
+}
+
+#[test]
+fn whatever_has_to_connect_first_can_be_interrupted_where_nothing_answers() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for args in [
+        &["produce", "t"][..],
+        &["consume", "t"],
+        &["consume", "t", "--group", "g"],
+        &["bench", "produce"],
+        &["bench", "consume"],
+        &["bench", "end-to-end"],
+    ] {
+        let mut command = longwire();
+        command.args(args).args(["--broker", &address]).stderr(Stdio::piped());
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let (_connection, _) = silent.accept().unwrap();
+        let interrupted = Instant::now();
+        interrupt(&child);
+        let (code, said) = failure(&child.wait_with_output().unwrap());
+        assert_eq!((code, said.as_str()), (130, ""), "{args:?}");
+        assert!(interrupted.elapsed() < Duration::from_secs(20), "{args:?}");
+    }
 }
 
 #[test]
