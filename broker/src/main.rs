@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 use offline::VerifyFlags;
 
 mod offline;
+mod output;
 
 /// Exit statuses, by sysexits(3).
 mod exit {
@@ -24,6 +25,8 @@ mod exit {
     pub(super) const SOFTWARE: u8 = 70;
     pub(super) const LOCKED: u8 = 73;
     pub(super) const IO: u8 = 74;
+    /// What a shell sees of a process that SIGPIPE ended.
+    pub(super) const BROKEN_PIPE: u8 = 141;
 }
 
 /// How long a broker whose store has failed may take to tell its clients.
@@ -108,16 +111,16 @@ fn main() -> ExitCode {
     let loaded = match load(&flags.sources()) {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("longwire-broker: {error}");
+            output::complain(&error.to_string());
             return ExitCode::from(exit::USAGE);
         }
     };
     if flags.print_config {
-        print!("{}", loaded.config.to_toml());
-        return ExitCode::SUCCESS;
+        let printed = output::print(&loaded.config.to_toml());
+        return printed.err().unwrap_or(ExitCode::SUCCESS);
     }
     if let Err(message) = start_logging(&loaded.config.log) {
-        eprintln!("longwire-broker: {message}");
+        output::complain(&message);
         return ExitCode::from(exit::USAGE);
     }
     if let Some(Command::Verify(flags)) = &flags.command {
@@ -210,7 +213,11 @@ fn exit_status(error: &StartError) -> u8 {
 fn start_logging(config: &LogConfig) -> Result<(), String> {
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|error| format!("log.filter {:?} cannot be used: {error}", config.filter))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Told on standard error, where a closed one would end the thread by a panic.
+        .log_internal_errors(false);
     let started = match config.format {
         LogFormat::Json => lines.json().try_init(),
         LogFormat::Text => {

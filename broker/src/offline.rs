@@ -7,12 +7,12 @@ use clap::Args;
 use longwire_storage::{OpenError, SalvageError, Verified, salvage, verify};
 use serde_json::json;
 
-use crate::exit;
+use crate::{exit, output};
 
 /// Checks every record of a store and holds the views against them. Changes nothing.
 ///
 /// Exit status: 0 the log is whole, or what is whole was copied; 65 it is damaged; 73 a broker has the
-/// store; 74 it cannot be read, or the copy not be written.
+/// store; 74 it cannot be read, or the copy or the output not be written.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyFlags {
     /// Copy what is whole to this new folder and build all views there. Every message keeps its
@@ -33,7 +33,7 @@ pub(crate) fn run(dir: &Path, flags: &VerifyFlags) -> ExitCode {
     let verified = match verified {
         Ok(verified) => verified,
         Err(error) => {
-            eprintln!("longwire-broker: {error}");
+            output::complain(&error.to_string());
             return ExitCode::from(match error {
                 SalvageError::Open(OpenError::Locked { .. }) => exit::LOCKED,
                 SalvageError::Exists(_) => exit::USAGE,
@@ -41,48 +41,56 @@ pub(crate) fn run(dir: &Path, flags: &VerifyFlags) -> ExitCode {
             });
         }
     };
-    match flags.json {
-        true => println!("{:#}", as_json(&verified, flags.salvage.as_deref())),
-        false => print_text(dir, &verified, flags.salvage.as_deref()),
+    let salvaged = flags.salvage.as_deref();
+    let text = match flags.json {
+        true => format!("{:#}", as_json(&verified, salvaged)),
+        false => as_text(dir, &verified, salvaged),
+    };
+    if let Err(status) = output::print(&format!("{text}\n")) {
+        return status;
     }
-    if verified.is_whole() || flags.salvage.is_some() {
+    if verified.is_whole() || salvaged.is_some() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(exit::CORRUPT)
     }
 }
 
-fn print_text(dir: &Path, verified: &Verified, salvaged: Option<&Path>) {
+/// One line for each fact.
+fn as_text(dir: &Path, verified: &Verified, salvaged: Option<&Path>) -> String {
     let Verified { segments, records, bytes, first_position, end_position, .. } = verified;
-    println!("{}: {records} whole records of {bytes} bytes", dir.display());
-    println!("  {segments} segments, positions {first_position} to {end_position}");
+    let mut lines = vec![
+        format!("{}: {records} whole records of {bytes} bytes", dir.display()),
+        format!("  {segments} segments, positions {first_position} to {end_position}"),
+    ];
     if let Some(position) = verified.torn_tail {
-        println!("  an append was interrupted at position {position}; it was never acknowledged");
+        lines.push(format!(
+            "  an append was interrupted at position {position}; it was never acknowledged"
+        ));
     }
     for damage in &verified.damage {
-        println!(
+        lines.push(format!(
             "damaged: {} at position {}, {} bytes: {}",
             damage.path.display(),
             damage.position,
             damage.bytes,
             damage.reason
-        );
-        for message in &damage.messages {
-            println!("  lost: {message}");
-        }
+        ));
+        lines.extend(damage.messages.iter().map(|message| format!("  lost: {message}")));
     }
     for gap in &verified.gaps {
         let (topic, queue, last) = (&gap.topic, gap.queue, gap.end - 1);
-        println!("missing: {topic}/{queue} offsets {} to {last}", gap.first);
+        lines.push(format!("missing: {topic}/{queue} offsets {} to {last}", gap.first));
     }
-    for line in &verified.views {
-        println!("view: {line}; the next start builds the views again");
+    for view in &verified.views {
+        lines.push(format!("view: {view}; the next start builds the views again"));
     }
-    match (verified.is_whole(), salvaged) {
-        (_, Some(to)) => println!("what is whole was copied to {}", to.display()),
-        (true, None) => println!("the log is whole"),
-        (false, None) => println!("the log is damaged; --salvage FOLDER copies what is whole"),
-    }
+    lines.push(match (verified.is_whole(), salvaged) {
+        (_, Some(to)) => format!("what is whole was copied to {}", to.display()),
+        (true, None) => "the log is whole".to_owned(),
+        (false, None) => "the log is damaged; --salvage FOLDER copies what is whole".to_owned(),
+    });
+    lines.join("\n")
 }
 
 fn as_json(verified: &Verified, salvaged: Option<&Path>) -> serde_json::Value {

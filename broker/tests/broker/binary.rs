@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -98,6 +99,29 @@ fn mistakes_have_their_exit_statuses_and_messages() {
         let (status, message) = run(command(folder.path()).args(&arguments));
         assert_eq!(status, Some(code), "{arguments:?}: {message}");
         assert!(message.contains(text), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_exit_status_and_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    Store::open(StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::new(&dir) })
+        .unwrap()
+        .close()
+        .unwrap();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["--print-config"][..], &["verify"], &["verify", "--json"]] {
+        let (status, message) = run(command(&dir).args(arguments).stdout(full()));
+        assert_eq!(status, Some(74), "{arguments:?}: {message}");
+        assert!(message.contains("cannot write the output"), "{arguments:?}: {message}");
+        let (_, nobody) = std::io::pipe().unwrap();
+        let (status, message) = run(command(&dir).args(arguments).stdout(nobody));
+        assert_eq!((status, message.as_str()), (Some(141), ""), "{arguments:?}");
+    }
+    for (setting, code) in [("no.such=1", 64), ("data_dir=/proc/longwire", 74)] {
+        let (status, _) = run(command(&dir).args(["--set", setting]).stderr(full()));
+        assert_eq!(status, Some(code), "{setting}");
     }
 }
 
