@@ -15,6 +15,7 @@ Exit codes:
   4    the broker cannot be reached, or was lost
   5    timed out
   6    input refused: a line or file longer than 4 MiB, or a line without a key
+       that can be stored
   130  interrupted
   141  nobody reads the output any more";
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use longwire_client::{AckLevel, Delivery, Error, Message, Producer};
+use longwire_client::{AckLevel, Delivery, Error, ErrorKind, Message, Producer};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -158,11 +158,14 @@ impl Sending<'_> {
         let mut read = 0;
         for piece in portion.pieces {
             read += piece.body.len() as u64 + u64::from(piece.ending == Ending::Newline);
-            let (message, bytes) = self.labels.message(piece, &self.names[portion.file])?;
+            let (file, number) = (&self.names[portion.file], piece.number);
+            let (message, bytes) = self.labels.message(piece, file)?;
             if let Some(pace) = &mut self.pace {
                 pace.wait().await;
             }
-            under_way.push((self.producer.enqueue(message).await?, bytes));
+            let enqueued = self.producer.enqueue(message).await;
+            let delivery = enqueued.map_err(|error| self.labels.explain(error, file, number))?;
+            under_way.push((delivery, bytes));
             self.enqueued += 1;
         }
         progress.inc(read);
@@ -209,10 +212,10 @@ impl Labels {
         if let Some(separator) = &self.key_separator {
             let found = body.windows(separator.len()).position(|w| w == separator.as_bytes());
             let Some(at) = found else {
-                return Err(no_key(file, number, "has no key separator"));
+                return Err(refused(file, number, "has no key separator"));
             };
             let Ok(text) = str::from_utf8(&body[..at]) else {
-                return Err(no_key(file, number, "has a key that is not UTF-8"));
+                return Err(refused(file, number, "has a key that is not UTF-8"));
             };
             key = Some(text.to_owned());
             body = body.slice(at + separator.len()..);
@@ -239,9 +242,20 @@ impl Labels {
         }
         Ok((message, bytes))
     }
+
+    /// Why the message of a piece could not be handed to the producer.
+    fn explain(&self, error: Error, file: &str, number: u64) -> Failure {
+        match error.kind() {
+            // Beside bodies, only keys differ from line to line.
+            ErrorKind::InvalidArgument if self.key_separator.is_some() => {
+                refused(file, number, &format!("cannot be sent: {error}"))
+            }
+            _ => error.into(),
+        }
+    }
 }
 
-fn no_key(file: &str, number: u64, why: &str) -> Failure {
+fn refused(file: &str, number: u64, why: &str) -> Failure {
     let message = format!("{file}: line {number} {why}; everything before it was sent");
     Failure::new(Exit::InputRefused, message)
 }

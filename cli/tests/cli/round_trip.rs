@@ -157,6 +157,22 @@ fn line_over_the_limit_is_refused_and_what_stood_before_it_is_kept() {
 }
 
 #[test]
+fn line_whose_key_cannot_be_stored_is_named_and_what_stood_before_it_is_kept() {
+    let broker = TestBroker::start();
+    let long = [&b"k".repeat(32 << 10)[..], b":v"].concat();
+    for (topic, bad) in
+        [("none", &b"v"[..]), ("bytes", b"\xff:v"), ("mark", b"a\x01:v"), ("long", &long)]
+    {
+        let input = [b"k:one\n", bad, b"\nk:three\n"].concat();
+        let (code, said) = failure(&broker.run_with(&["produce", topic, "-K", ":", "-q"], &input));
+        assert_eq!(code, 6, "{topic}: {said}");
+        assert!(said.contains("standard input: line 2 "), "{topic}: {said}");
+        assert!(said.contains("everything before it was sent"), "{topic}: {said}");
+        assert_eq!(broker.ok(&["consume", topic]), b"one\n", "{topic}");
+    }
+}
+
+#[test]
 fn following_goes_from_what_is_there_to_what_comes() {
     let broker = TestBroker::start();
     broker.ok(&["topic", "create", "live", "--queues", "3"]);
