@@ -61,6 +61,17 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The system does not have this congestion control, or not for this user.
+    #[error(
+        "transfer.congestion_control {name:?} cannot be used: {source}; \
+         'sysctl net.ipv4.tcp_available_congestion_control' shows what there is"
+    )]
+    CongestionControl {
+        /// What was configured.
+        name: String,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -77,7 +88,10 @@ impl Broker {
         let control = runtimes.control().clone();
         let listeners = match Listeners::bind(&config) {
             Ok(listeners) => listeners,
-            Err(error) => return Err(explain(&control, &config, error).await),
+            Err(error @ StartError::Listen { .. }) => {
+                return Err(explain(&control, &config, error).await);
+            }
+            Err(error) => return Err(error),
         };
         let addresses = listeners.addresses().map_err(StartError::Threads)?;
 
@@ -264,7 +278,7 @@ impl Listeners {
         let listen = &config.listen;
         let fail = |setting, address| move |source| StartError::Listen { setting, address, source };
         Ok(Listeners {
-            data: data::bind(listen.data, config).map_err(fail("listen.data", listen.data))?,
+            data: data::bind(config)?,
             control: bind(listen.control).map_err(fail("listen.control", listen.control))?,
             http: bind(listen.http).map_err(fail("listen.http", listen.http))?,
         })

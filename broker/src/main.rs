@@ -201,7 +201,9 @@ fn stop_at_once() -> ExitCode {
 
 fn exit_status(error: &StartError) -> u8 {
     match error {
-        StartError::Config(_) | StartError::Store(OpenError::Config(_)) => exit::USAGE,
+        StartError::Config(_)
+        | StartError::CongestionControl { .. }
+        | StartError::Store(OpenError::Config(_)) => exit::USAGE,
         StartError::Listen { .. } => exit::PORT_UNAVAILABLE,
         StartError::Store(OpenError::Locked { .. }) => exit::LOCKED,
         StartError::Store(OpenError::Corrupt { .. } | OpenError::Version { .. }) => exit::CORRUPT,

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Plane;
 use super::connection::{self, error_head};
+use crate::broker::StartError;
 use crate::config::Config;
 use crate::state::BrokerState;
 use crate::transfer::send_slices;
@@ -36,19 +37,25 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(350);
 
 /// Binds the data port. Congestion control, where configured, is set here and inherited: a
 /// connection that has begun with another keeps that one's pacing.
-pub(crate) fn bind(addr: SocketAddr, config: &Config) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
+pub(crate) fn bind(config: &Config) -> Result<TcpListener, StartError> {
+    let address = config.listen.data;
+    let fail = |source| StartError::Listen { setting: "listen.data", address, source };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP));
+    let socket = socket.map_err(fail)?;
     if let Some(name) = &config.transfer.congestion_control {
-        socket.set_tcp_congestion(name.as_bytes()).map_err(|error| {
-            let text = format!("congestion control {name:?} cannot be used: {error}");
-            io::Error::new(error.kind(), text)
-        })?;
+        socket
+            .set_tcp_congestion(name.as_bytes())
+            .map_err(|source| StartError::CongestionControl { name: name.clone(), source })?;
     }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
+    listen(&socket, address).map_err(fail)?;
     Ok(socket.into())
+}
+
+fn listen(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)
 }
 
 /// Serves connections until the broker stops; then ends them and returns.

@@ -93,6 +93,7 @@ fn mistakes_have_their_exit_statuses_and_messages() {
         (vec!["--set", "no.such=1"], 64, "no.such"),
         (vec!["--set", "log.filter=a=b=c"], 64, "log.filter"),
         (vec!["--config", "/nowhere/at.toml"], 64, "/nowhere/at.toml"),
+        (vec!["--set", "transfer.congestion_control=nonsense"], 64, "transfer.congestion_control"),
         (vec!["--set", &listen], 69, "listen.data"),
         (vec!["--set", "data_dir=/proc/longwire"], 74, "/proc/longwire"),
     ] {
