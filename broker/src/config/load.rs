@@ -10,6 +10,8 @@ use super::{Config, InvalidConfig};
 const ENV_PREFIX: &str = "LONGWIRE_";
 /// Names the configuration file, where no flag does.
 const ENV_CONFIG: &str = "LONGWIRE_CONFIG";
+/// Variables that are no settings: the file, and what `longwire` reads.
+const ENV_OTHERS: [&str; 3] = [ENV_CONFIG, "LONGWIRE_BROKER", "LONGWIRE_LOG"];
 
 /// Where a configuration comes from, in rising precedence.
 #[derive(Debug, Clone, Default)]
@@ -73,7 +75,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let keys = keys(&config);
     let mut warnings = Vec::new();
     for (name, value) in &sources.environment {
-        if !name.starts_with(ENV_PREFIX) || name == ENV_CONFIG {
+        if !name.starts_with(ENV_PREFIX) || ENV_OTHERS.contains(&name.as_str()) {
             continue;
         }
         match keys.iter().find(|key| variable(key) == *name) {
@@ -191,6 +193,8 @@ mod tests {
                 ("LONGWIRE_STORAGE_FLUSH_INTERVAL", "2s"),
                 ("LONGWIRE_BROKER_AUTO_CREATE_TOPICS", "false"),
                 ("PATH", "/bin"),
+                ("LONGWIRE_BROKER", "broker.example:7651"),
+                ("LONGWIRE_LOG", "debug"),
             ]),
             settings: vec!["storage.segment_bytes=256MiB".into()],
         };
