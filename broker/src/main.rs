@@ -42,7 +42,8 @@ The variable of storage.segment_bytes is LONGWIRE_STORAGE_SEGMENT_BYTES.
 --print-config shows every setting.
 
 Exit status: 0 stopped as told, 64 usage or configuration, 65 the log is damaged,
-69 a port is not available, 73 the store is in use, 74 input/output failed."
+69 a port is not available, 70 a fault, or a second signal while stopping, 73 the store is in use,
+74 input/output failed."
 )]
 struct Flags {
     /// TOML file with settings; also LONGWIRE_CONFIG.

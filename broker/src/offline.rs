@@ -11,8 +11,9 @@ use crate::{exit, output};
 
 /// Checks every record of a store and holds the views against them. Changes nothing.
 ///
-/// Exit status: 0 the log is whole, or what is whole was copied; 65 it is damaged; 73 a broker has the
-/// store; 74 it cannot be read, or the copy or the output not be written.
+/// Exit status: 0 the log is whole, or what is whole was copied; 64 wrong usage, or the folder to copy
+/// to is not empty; 65 the log is damaged; 73 a broker has the store; 74 it cannot be read, or the copy
+/// or the output not be written.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyFlags {
     /// Copy what is whole to this new folder and build all views there. Every message keeps its
