@@ -96,7 +96,7 @@ pub(crate) fn recover(
         remove_last(disk, dir, &mut found)?;
     }
     let mut segments = Vec::with_capacity(found.len() + 1);
-    for SegmentFile { base, bytes, path, file } in found {
+    for SegmentFile { base, bytes, path, file, .. } in found {
         let filled = (end - base).min(bytes);
         if filled < bytes {
             // The scan has left large folios in the cache, which would be written back whole. What is
@@ -141,7 +141,7 @@ fn find_segments(
             disk.remove(&path).map_err(FileError::on("remove", &path))?;
             continue;
         }
-        found.push(SegmentFile { base, bytes, path, file });
+        found.push(SegmentFile { base, bytes, path, file, over_bad_blocks: false });
     }
     let end = found.last().map_or(0, SegmentFile::end);
     if end < durable {

@@ -142,7 +142,7 @@ impl Copy<'_> {
     /// gets room for a blank record.
     fn size_of(&self, segment: &SegmentFile) -> u64 {
         let next = self.walk.segments.iter().find(|other| other.base > segment.base);
-        let open_end = self.walk.verified.damage.iter().any(|damage| {
+        let open_end = self.walk.damage.iter().any(|damage| {
             damage.position >= segment.base && damage.position + damage.bytes == segment.end()
         });
         match next {
@@ -180,7 +180,7 @@ impl Copy<'_> {
         let (path, file) = self.create(segment.base, bytes)?;
         let to = end.min(segment.end());
         copy_bytes(segment, &*file, to).map_err(FileError::on("copy to", &path))?;
-        for damage in &self.walk.verified.damage {
+        for damage in &self.walk.damage {
             let (from, until) = (damage.position, damage.position + damage.bytes);
             if from < segment.base || from >= segment.base + bytes || from >= end {
                 continue;
@@ -208,7 +208,7 @@ fn copy_bytes(segment: &SegmentFile, file: &dyn DiskFile, to: u64) -> io::Result
         let end = range.end.min(len);
         for at in (range.start..end).step_by(COPY_STEP_BYTES) {
             let step = buffer.len().min((end - at) as usize);
-            let read = segment.file.read_at(&mut buffer[..step], at)?;
+            let read = segment.read_at(&mut buffer[..step], at)?;
             write_at(file, at, &buffer[..read])?;
         }
     }

@@ -14,6 +14,8 @@ use crate::segment::Segment;
 const STEP_BYTES: usize = 8 << 20;
 /// Bytes looked through at once for zeros or for a record.
 const SEARCH_STEP_BYTES: usize = 1 << 20;
+/// What a disk reads at least.
+const BLOCK_BYTES: u64 = 4096;
 /// The smallest record with a whole-record checksum: a topic of one byte, and nothing else.
 pub(crate) const WHOLE_BYTES_MIN: u64 = (RECORD_BYTES_MIN + 1 + CHECKSUM_PROPERTY_BYTES) as u64;
 /// Where a record's magic number stands, and what it is.
@@ -27,12 +29,50 @@ pub(crate) struct SegmentFile {
     pub(crate) bytes: u64,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn DiskFile>,
+    /// Blocks that cannot be read count as damage, and are no error.
+    pub(crate) over_bad_blocks: bool,
 }
 
 impl SegmentFile {
+    /// Reads up to the end of the file or of the buffer.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        match self.file.read_at(buffer, at) {
+            Err(error) if is_bad_block(&error) && self.over_bad_blocks => {
+                self.read_blocks(buffer, at)
+            }
+            result => result,
+        }
+    }
+
+    /// Reads block by block. Those that cannot be read are filled with what no record begins with and
+    /// no log ends in.
+    fn read_blocks(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let bytes = self.file.bytes()?.saturating_sub(at).min(buffer.len() as u64) as usize;
+        let mut done = 0;
+        while done < bytes {
+            let from = at + done as u64;
+            let block = ((BLOCK_BYTES - from % BLOCK_BYTES) as usize).min(bytes - done);
+            let block = &mut buffer[done..done + block];
+            match self.file.read_at(block, from) {
+                Ok(_) => {}
+                Err(error) if is_bad_block(&error) => {
+                    tracing::warn!(position = self.base + from, %error, "a block cannot be read");
+                    block.fill(0xFF);
+                }
+                Err(error) => return Err(error),
+            }
+            done += block.len();
+        }
+        Ok(bytes)
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.base + self.bytes
     }
+}
+
+fn is_bad_block(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// The segments' positions and paths in a log's folder, in order. Other files are passed over.
@@ -64,7 +104,7 @@ pub(crate) fn scan(
     let mut scanned = Scanned { end: from, newest_ms: 0, bad: None };
     loop {
         let (at, from) = (scanned.end - segment.base, scanned.end);
-        let read = segment.file.read_at(&mut buffer, at)?;
+        let read = segment.read_at(&mut buffer, at)?;
         let at_end = at + read as u64 >= segment.bytes || read < buffer.len();
         let stop = walk(&buffer[..read], segment, at_end, &mut scanned, &mut each);
         scanned.bad = match stop {
@@ -144,7 +184,7 @@ pub(crate) fn is_zero_from(segment: &SegmentFile, from: u64) -> io::Result<bool>
     for range in segment.file.data_ranges(from - segment.base)? {
         for at in range.clone().step_by(buffer.len()) {
             let step = buffer.len().min((range.end - at) as usize);
-            let read = segment.file.read_at(&mut buffer[..step], at)?;
+            let read = segment.read_at(&mut buffer[..step], at)?;
             if buffer[..read].iter().any(|&byte| byte != 0) {
                 return Ok(false);
             }
@@ -162,7 +202,7 @@ pub(crate) fn find_record(segment: &SegmentFile, from: u64) -> io::Result<Option
         // A record can begin with the zeros of its size; a magic number can lie across two steps.
         let begin = range.start.saturating_sub(MAGIC_AT as u64).max(from);
         for at in (begin..range.end).step_by(buffer.len() - 2 * MAGIC_AT) {
-            let read = segment.file.read_at(&mut buffer, at)?;
+            let read = segment.read_at(&mut buffer, at)?;
             let found = &buffer[..read];
             let mut magics: Vec<usize> =
                 finders.iter().flat_map(|finder| finder.find_iter(found)).collect();
@@ -190,6 +230,6 @@ fn record_stands_at(segment: &SegmentFile, position: u64, seen: &[u8]) -> io::Re
         return Ok(check_record(seen, position).is_ok());
     }
     let mut bytes = vec![0; size];
-    let read = segment.file.read_at(&mut bytes, position - segment.base)?;
+    let read = segment.read_at(&mut bytes, position - segment.base)?;
     Ok(check_record(&bytes[..read], position).is_ok())
 }

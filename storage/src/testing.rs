@@ -56,7 +56,7 @@ impl ScannedSegment {
     /// A file whose first byte is at position `base` of the log.
     pub fn new(file: Arc<dyn DiskFile>, path: PathBuf, base: u64) -> io::Result<ScannedSegment> {
         let bytes = file.bytes()?;
-        Ok(ScannedSegment(SegmentFile { base, bytes, path, file }))
+        Ok(ScannedSegment(SegmentFile { base, bytes, path, file, over_bad_blocks: false }))
     }
 
     /// Where the good records from a boundary on end, and why; `each` gets their bytes.

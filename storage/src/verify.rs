@@ -32,10 +32,10 @@ pub struct Verified {
     pub first_position: u64,
     /// The position behind its last whole record.
     pub end_position: u64,
-    /// Stretches of the log that should hold records and do not, in order.
+    /// Stretches of the log that should hold records and do not, in order, up to `torn_tail`.
     pub damage: Vec<Damage>,
     /// Where an append was interrupted that was never acknowledged as durable. The next start cuts it
-    /// off.
+    /// off, with all that follows; a salvage keeps what is whole there.
     pub torn_tail: Option<u64>,
     /// Offsets that are missing between messages that are there. In a store that was salvaged they
     /// stand for what was lost before.
@@ -120,6 +120,8 @@ pub(crate) struct Walk {
     pub(crate) verified: Verified,
     pub(crate) segments: Vec<SegmentFile>,
     pub(crate) newest_ms: i64,
+    /// All damaged stretches, also those behind where an append was interrupted.
+    pub(crate) damage: Vec<Damage>,
     /// What is to be said again where the log is copied without what is damaged.
     pub(crate) lost_system_records: Vec<SystemRecord>,
     _lock: Option<DiskLock>,
@@ -149,9 +151,13 @@ impl Walk {
         for damage in &mut verified.damage {
             damage.messages = census.messages_at(damage.position..damage.position + damage.bytes);
         }
-        let lost_system_records = census.lost_system_records(&verified.damage);
+        let damage = verified.damage.clone();
+        // The next start cuts off what follows, whole records too.
+        let torn_tail = verified.torn_tail.unwrap_or(u64::MAX);
+        verified.damage.retain(|damage| damage.position < torn_tail);
+        let lost_system_records = census.lost_system_records(&damage);
         (verified.gaps, verified.views) = census.finish(verified.end_position);
-        Ok(Walk { verified, segments, newest_ms, lost_system_records, _lock: lock })
+        Ok(Walk { verified, segments, newest_ms, damage, lost_system_records, _lock: lock })
     }
 }
 
@@ -175,7 +181,7 @@ fn open_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<SegmentFile>, OpenEr
         if let Some(last) = segments.last_mut() {
             last.bytes = last.bytes.min(base - last.base);
         }
-        segments.push(SegmentFile { base, bytes, path, file });
+        segments.push(SegmentFile { base, bytes, path, file, over_bad_blocks: true });
     }
     Ok(segments)
 }
@@ -237,12 +243,15 @@ fn walk_segment(
         };
         let bad = scanned.end;
         let path = || segment.path.clone();
+        let torn = known.durable.filter(|durable| bad >= *durable).map(|_| bad);
         if let Some(next) = find_record(segment, bad + WHOLE_BYTES_MIN)? {
+            verified.torn_tail = verified.torn_tail.or(torn);
             verified.damage(path(), bad, next - bad, reason);
             from = next;
             continue;
         }
         if holds_records(later)? {
+            verified.torn_tail = verified.torn_tail.or(torn);
             verified.damage(path(), bad, segment.end() - bad, reason);
             return Ok((false, newest_ms));
         }
@@ -251,7 +260,7 @@ fn walk_segment(
         if bad < durable {
             verified.damage(path(), bad, durable - bad, reason);
         } else if !zeros {
-            verified.torn_tail = Some(bad);
+            verified.torn_tail.get_or_insert(bad);
         }
         return Ok((true, newest_ms));
     }

@@ -333,3 +333,28 @@ fn a_topic_that_was_created_again_has_no_wrong_entries() {
     store.close().unwrap();
     assert_eq!(verify(dir.path()).unwrap().views, Vec::<String>::new());
 }
+
+#[test]
+fn a_torn_tail_is_no_damage_even_with_whole_records_behind_it() {
+    let (dir, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let never = StoreConfig { flush_interval: Duration::from_secs(3600), ..config(dir.path()) };
+    let store = Store::open(never).unwrap();
+    let topic = TopicConfig { durability: Durability::Write, ..TopicConfig::new("t", 1) };
+    let queue = store.create_topic(topic).unwrap().queue(0).unwrap();
+    let append = |i| {
+        let mut bytes = records("t", 0, &[&body(i)]);
+        let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+        store.append_blocking(&queue, &mut run).unwrap()[0]
+    };
+    let extents = [0, 1, 2].map(append);
+    copy_dir(dir.path(), crashed.path());
+    store.close().unwrap();
+    // As written back out of order: the second of the three is not there.
+    overwrite(&segments(crashed.path())[0], extents[1].position, &[0; 8]);
+
+    let verified = verify(crashed.path()).unwrap();
+    assert_eq!(verified.torn_tail, Some(extents[1].position), "{verified:?}");
+    assert!(verified.is_whole(), "{verified:?}");
+    let store = Store::open(config(crashed.path())).unwrap();
+    assert_eq!(store.topic("t").unwrap().queue(0).unwrap().max_offset(), 1, "it was cut");
+}

@@ -129,14 +129,6 @@ impl CrashModel {
         state.disk()
     }
 
-    /// The chunks of a file as they are read once the page cache holds only what is still to be written.
-    pub(super) fn uncached(&self, file: FileId) -> Vec<(u64, Vec<u8>)> {
-        let mut state = self.durable.clone();
-        let pending = self.pending.iter().filter(|event| event.file() == Some(file));
-        pending.for_each(|event| state.apply(event, |_| true));
-        state.files.remove(&file).unwrap_or_default().chunks()
-    }
-
     /// Chooses for every name and size whether it survives, and for every page in which state.
     fn any(&self, state: &mut State, below: &mut dyn FnMut(u64) -> u64) {
         let count = self.pending.len() as u64;
@@ -159,6 +151,26 @@ impl CrashModel {
             });
         }
     }
+}
+
+/// What a file's clean pages hold on disk, and its dirty ones in memory, if a sync of it has failed;
+/// else the two are the same.
+pub(super) fn stored(journal: &[Event], file: FileId) -> Option<Vec<u8>> {
+    let failed = |event: &Event| matches!(event, Event::SyncFailed(of) if *of == file);
+    if !journal.iter().any(failed) {
+        return None;
+    }
+    let mut model = CrashModel::default();
+    journal.iter().for_each(|event| model.pass(event));
+    let (mut state, pending) = (model.durable, model.pending);
+    let dirty = pending.iter().filter(|event| event.file() == Some(file));
+    dirty.for_each(|event| state.apply(event, |_| true));
+    let content = state.files.remove(&file).unwrap_or_default();
+    let mut bytes = vec![0; content.bytes as usize];
+    for (at, chunk) in content.chunks() {
+        bytes[at as usize..][..chunk.len()].copy_from_slice(&chunk);
+    }
+    Some(bytes)
 }
 
 impl State {

@@ -15,13 +15,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::crash::CrashModel;
+use super::crash;
 use super::faults::{Fault, Faults, Outcome, Verb};
 use super::journal::{Event, FileId};
 use super::real::FOLIO_BYTES_MAX;
 use super::{Disk, DiskFile, DiskLock, Mapping};
 
 const ENOSPC: i32 = 28;
+const EIO: i32 = 5;
 const PAGE_BYTES: usize = 4096;
 
 /// The disk; clones are the same disk.
@@ -42,6 +43,8 @@ struct World {
     /// Bytes that all files together may have.
     capacity: Option<u64>,
     locked: BTreeSet<PathBuf>,
+    /// Blocks of files that cannot be read.
+    bad_blocks: Vec<(PathBuf, u64)>,
     /// How many calls were made.
     count: u64,
 }
@@ -103,6 +106,11 @@ impl FaultDisk {
     /// Limits the bytes that all files together may have; `None`: no limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.world.lock().capacity = bytes;
+    }
+
+    /// Lets every read of the block with this byte of a file fail.
+    pub fn add_bad_block(&self, path: &Path, at: u64) {
+        self.world.lock().bad_blocks.push((path.to_owned(), at / PAGE_BYTES as u64));
     }
 
     /// How many events have been recorded so far.
@@ -433,18 +441,9 @@ impl FaultFile {
     /// Drops clean pages from the cache, in whole folios: what a failed sync has not written is gone.
     fn evict(&self, from: u64) -> io::Result<()> {
         let journal = self.disk.journal();
-        let failed = |event: &Event| matches!(event, Event::SyncFailed(of) if *of == self.node.id);
-        if !journal.iter().any(failed) {
-            return Ok(());
-        }
-        let mut model = CrashModel::default();
-        journal.iter().for_each(|event| model.pass(event));
-        let mut stored = self.node.read()?;
-        stored.fill(0);
-        for (at, chunk) in model.uncached(self.node.id) {
-            stored[at as usize..][..chunk.len()].copy_from_slice(&chunk);
-        }
+        let Some(mut stored) = crash::stored(&journal, self.node.id) else { return Ok(()) };
         let (mut known, live) = (self.node.known.lock(), self.node.read()?);
+        stored.resize(live.len(), 0);
         let first = (from / FOLIO_BYTES_MAX * FOLIO_BYTES_MAX) as usize;
         for at in (first..live.len()).step_by(PAGE_BYTES) {
             let page = at..(at + PAGE_BYTES).min(live.len());
@@ -484,6 +483,11 @@ impl DiskFile for FaultFile {
 
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         self.call(Verb::ReadAt)?;
+        let blocks = at / PAGE_BYTES as u64..(at + buffer.len() as u64).div_ceil(PAGE_BYTES as u64);
+        let bad = |(path, block): &(PathBuf, u64)| *path == self.path && blocks.contains(block);
+        if self.disk.world.lock().bad_blocks.iter().any(bad) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         let mut read = 0;
         while read < buffer.len() {
             match self.node.file.read_at(&mut buffer[read..], at + read as u64)? {
