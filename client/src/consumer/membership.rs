@@ -131,6 +131,8 @@ async fn take_on(
     *shared.member.lock() = Some(Member { id: assignment.member_id, generation });
 
     shared.queues.lock().give_up(|queue| assigned.contains(queue));
+    // What they held may have kept other queues from being fetched.
+    shared.fetch.notify_one();
     work_done(shared).await;
     // A commit that is under way still has the queues, and the next one has not.
     let committing = shared.committing.lock().await;

@@ -259,6 +259,27 @@ async fn queues_taken_away_are_committed_dropped_and_released() {
 }
 
 #[tokio::test]
+async fn a_queue_taken_away_makes_room_for_those_that_stay() {
+    let mock = Mock::start(&[("t", 2)]).await;
+    mock.store("t", 0, &[&[0; 100_000]]);
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let building = consumer.prefetch_bytes_max(1).build();
+    let (mut consumer, mut member) = tokio::join!(async { building.await.unwrap() }, async {
+        let member = members.recv().await.unwrap();
+        member.assign.send(Ok(assignment(1, "t", &[0, 1]))).await.unwrap();
+        member
+    });
+    // The buffer is full of queue 0 then, and nothing is asked for.
+    silent_for_a_while().await;
+    member.assign.send(Ok(assignment(2, "t", &[1]))).await.unwrap();
+    while member.released.recv().await != Some(2) {}
+    mock.store("t", 1, &[b"stays"]);
+    assert_eq!(receive(&mut consumer, 1).await, ["stays"]);
+}
+
+#[tokio::test]
 async fn a_broken_membership_is_joined_again_without_repeating_what_was_received() {
     let mock = Mock::start(&[("t", 1)]).await;
     mock.store("t", 0, &[b"0", b"1"]);
