@@ -24,15 +24,21 @@ pub(super) struct TopicHead {
     pub(super) name: Arc<str>,
     /// How many queues the topic has.
     pub(super) queues: AtomicU32,
-    /// The queue that messages without a key go to, until its batch is complete.
+    /// The queue that messages without a key go to, until its batch is complete; modulo `queues`,
+    /// as there may be fewer by now.
     pub(super) sticky: AtomicU32,
 }
 
 impl TopicHead {
     /// Moves on from `queue` if messages without a key go there.
     fn leave(&self, queue: u32) {
-        let next = (queue + 1) % self.queues.load(Ordering::Relaxed).max(1);
-        let _ = self.sticky.compare_exchange(queue, next, Ordering::Relaxed, Ordering::Relaxed);
+        let queues = self.queues.load(Ordering::Relaxed).max(1);
+        let sticky = self.sticky.load(Ordering::Relaxed);
+        if sticky % queues == queue {
+            let next = (queue + 1) % queues;
+            let _ =
+                self.sticky.compare_exchange(sticky, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 

@@ -187,7 +187,13 @@ fn queue_of_key(key: &str, queues: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use longwire_proto::record::RecordDraft;
+
+    use super::super::batch::Record;
+    use super::super::lane::Pace;
+    use super::super::spares::Spares;
     use super::*;
+    use crate::message::Durability;
 
     fn topic(queues: u32) -> Topic {
         let topic = Topic::new("t".into());
@@ -213,6 +219,23 @@ mod tests {
         assert_eq!(keyed, place(Message::new("t", "other").key("k")));
         assert_eq!(place(Message::new("t", "")), Some(0));
         assert_eq!(place(Message::new("t", "")), Some(0), "stays until the batch is complete");
+    }
+
+    #[test]
+    fn messages_without_a_key_take_turns_also_in_a_topic_that_has_fewer_queues_now() {
+        let topic = topic(8);
+        topic.head.sticky.store(5, Relaxed);
+        topic.set_queues(2);
+        let (spares, linger) = (Spares::default(), Duration::ZERO);
+        let pace = Pace { linger, batch_bytes_max: 1 };
+        let place = || {
+            let lane = topic.place(&Message::new("t", "")).unwrap();
+            let draft = RecordDraft { topic: "t", queue: lane.queue, ..RecordDraft::default() };
+            let record = Record::Draft(&draft);
+            lane.append(record, Durability::Topic, (1, 1), &pace, &spares).unwrap();
+            lane.queue
+        };
+        assert_eq!([place(), place(), place()], [1, 0, 1]);
     }
 
     #[test]
