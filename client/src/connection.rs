@@ -5,6 +5,7 @@
 //! reader task hands each answer to its [`Reply`], on the spot.
 
 mod outbox;
+mod progress;
 mod reader;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use tokio::task::AbortHandle;
 
 use crate::{Error, ErrorKind};
 use outbox::{OutFrame, Outbox};
+use progress::Progress;
 use reader::FrameReader;
 
 /// An answer with the bytes behind it.
@@ -57,6 +59,7 @@ struct Wire {
     pending: Mutex<Pending>,
     /// Wakes the writer task: the socket did not take everything.
     backlog: Notify,
+    progress: Arc<Progress>,
 }
 
 #[derive(Default)]
@@ -93,7 +96,8 @@ impl Connection {
         stream.set_nodelay(true).map_err(unreachable)?;
         let local = stream.local_addr().map_err(unreachable)?;
         let stream = Arc::new(stream);
-        let mut reader = FrameReader::new(stream.clone());
+        let progress = Arc::new(Progress::new());
+        let mut reader = FrameReader::new(stream.clone(), progress.clone());
         let mut outbox = Outbox::new(stream.clone());
 
         let hello = Request::Hello(HelloRequest {
@@ -111,6 +115,7 @@ impl Connection {
             outbox: Mutex::new(outbox),
             pending: Mutex::new(Pending { last_id: 1, ..Pending::default() }),
             backlog: Notify::new(),
+            progress,
         });
         let read = tokio::spawn(reader::run(reader, wire.clone())).abort_handle();
         let write = tokio::spawn(outbox::run(wire.clone(), stream)).abort_handle();
@@ -164,6 +169,12 @@ impl Connection {
     /// When the oldest request that is not yet answered was submitted.
     pub(crate) fn oldest_unanswered(&self) -> Option<Instant> {
         self.wire.pending.lock().requests.first_key_value().map(|(_, (since, _))| *since)
+    }
+
+    /// Since when the broker has been silent: the submission of the oldest request that is not yet
+    /// answered, or what was last seen of the broker since.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        self.oldest_unanswered().map(|since| since.max(self.wire.progress.last()))
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -238,3 +249,6 @@ fn read_hello(header: ResponseHeader, address: &str) -> Result<HelloResponse, Er
 fn lost(error: &std::io::Error) -> Error {
     Error::new(ErrorKind::ConnectionLost, format!("the data connection was lost: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,6 +115,8 @@ pub(super) async fn run(wire: Arc<Wire>, socket: Arc<TcpStream>) {
             if let Err(error) = socket.writable().await {
                 return wire.fail(lost(&error));
             }
+            // It was full, so the broker has taken something.
+            wire.progress.note();
             let written = wire.outbox.lock().write_some();
             match written {
                 Ok(true) => break,

@@ -10,7 +10,7 @@ use longwire_proto::limits::RESPONSE_FRAME_BYTES_MAX;
 use prost::Message;
 use tokio::net::TcpStream;
 
-use super::{Answer, Wire, lost};
+use super::{Answer, Progress, Wire, lost};
 use crate::{Error, ErrorKind};
 
 /// What is read at once while a frame's length is not known. A whole small frame mostly fits; of a
@@ -20,13 +20,14 @@ const READ_AHEAD_BYTES: usize = 8 * 1024;
 /// Cuts the byte stream into frames.
 pub(super) struct FrameReader {
     stream: Arc<TcpStream>,
+    progress: Arc<Progress>,
     /// Read, and not yet part of a frame that was returned.
     ahead: BytesMut,
 }
 
 impl FrameReader {
-    pub(super) fn new(stream: Arc<TcpStream>) -> FrameReader {
-        FrameReader { stream, ahead: BytesMut::new() }
+    pub(super) fn new(stream: Arc<TcpStream>, progress: Arc<Progress>) -> FrameReader {
+        FrameReader { stream, progress, ahead: BytesMut::new() }
     }
 
     /// The next frame. Nothing is allocated for it before its length has been checked.
@@ -58,19 +59,23 @@ impl FrameReader {
         self.ahead.clear();
         while body.len() < body_bytes {
             let missing = body_bytes - body.len();
-            read(&self.stream, &mut (&mut body).limit(missing)).await?;
+            read(&self.stream, &self.progress, &mut (&mut body).limit(missing)).await?;
         }
         Ok(body.freeze())
     }
 
     async fn read_ahead(&mut self, bytes: usize) -> Result<(), Error> {
         self.ahead.reserve(bytes);
-        read(&self.stream, &mut self.ahead).await
+        read(&self.stream, &self.progress, &mut self.ahead).await
     }
 }
 
 /// Reads at least one byte.
-async fn read(stream: &TcpStream, buffer: &mut impl BufMut) -> Result<(), Error> {
+async fn read(
+    stream: &TcpStream,
+    progress: &Progress,
+    buffer: &mut impl BufMut,
+) -> Result<(), Error> {
     loop {
         stream.readable().await.map_err(|error| lost(&error))?;
         match stream.try_read_buf(buffer) {
@@ -78,7 +83,10 @@ async fn read(stream: &TcpStream, buffer: &mut impl BufMut) -> Result<(), Error>
                 let message = "the broker closed the data connection";
                 return Err(Error::new(ErrorKind::ConnectionLost, message));
             }
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                progress.note();
+                return Ok(());
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(lost(&error)),

@@ -11,7 +11,8 @@ use crate::backoff::Backoff;
 use crate::connection::{Answer, Connection, Reply};
 use crate::{Error, ErrorKind};
 
-/// A broker that keeps a fetch so much longer than asked for is taken for dead.
+/// A broker that keeps a fetch so much longer than asked for, and sends nothing else meanwhile, is
+/// taken for dead.
 const ANSWER_SLACK: Duration = Duration::from_secs(15);
 /// How long a queue is left alone that the broker could not read.
 const DELAY: Duration = Duration::from_millis(500);
@@ -34,7 +35,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         if let Some(open) = &connection {
             fetch(&shared, open);
             let patience = Duration::from_millis(FETCH_WAIT_MS.into()) + ANSWER_SLACK;
-            silent = open.oldest_unanswered().map(|since| since + patience);
+            silent = open.silent_since().map(|since| since + patience);
             if silent.is_some_and(|silent| silent <= now) {
                 let message = "the broker does not answer fetches";
                 open.close(Error::new(ErrorKind::Timeout, message));

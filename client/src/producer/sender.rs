@@ -20,14 +20,13 @@ const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 2;
 /// 10,000 queues. Without it, small runs keep client and broker too busy for larger ones ever to gather.
 /// Not where little waits: those who send it wait for answers, and would only wait longer.
 const SMALL_RUNS_INTERVAL: Duration = Duration::from_millis(4);
-/// A broker that has not answered for so long is taken for dead.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A broker that has been silent for so long, with something to answer, is taken for dead.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Runs until the producer is closed and nothing is left to send.
 pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
     let mut connection = Some(connection);
     let mut small_runs_from = None;
-    let answer_timeout = ANSWER_TIMEOUT.min(shared.config.delivery_timeout);
     loop {
         let now = Instant::now();
         let closing = shared.closed.load(SeqCst);
@@ -46,9 +45,9 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
         let mut silent = None;
         if let Some(connection) = &connection {
             send(&shared, connection, now, &mut small_runs_from);
-            silent = connection.oldest_unanswered().map(|since| since + answer_timeout);
+            silent = patience_ends(&shared, connection);
             if silent.is_some_and(|silent| silent <= now) {
-                let message = format!("the broker has not answered for {answer_timeout:?}");
+                let message = "the broker does not answer";
                 connection.close(Error::new(ErrorKind::Timeout, message));
                 continue;
             }
@@ -61,6 +60,14 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
             None => woken.await,
         }
     }
+}
+
+/// When a broker that answers nothing until then is given up: it is silent, or an answer that comes
+/// later is too late for its messages.
+fn patience_ends(shared: &Shared, connection: &Connection) -> Option<Instant> {
+    let silent = connection.silent_since()? + SILENCE_MAX;
+    let too_late = connection.oldest_unanswered()? + shared.config.delivery_timeout;
+    Some(silent.min(too_late))
 }
 
 /// Sends frames while there is something ready and room in flight.

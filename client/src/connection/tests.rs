@@ -1,0 +1,90 @@
+use longwire_proto::data::{FetchRequest, FetchResponse};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::*;
+
+/// A connection, and the broker's end of it.
+async fn connected() -> (Connection, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let broker = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let hello = HelloResponse {
+            protocol_version: limits::PROTOCOL_VERSION,
+            ..HelloResponse::default()
+        };
+        stream.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+        stream.write_all(&answer(1, Response::Hello(hello), 0)).await.unwrap();
+        stream
+    };
+    let opening = Connection::open(&address, "test", Duration::from_secs(10));
+    let (connection, broker) = tokio::join!(opening, broker);
+    (connection.unwrap(), broker)
+}
+
+/// An answer without its body.
+fn answer(correlation_id: u64, response: Response, body_bytes: usize) -> Bytes {
+    frame::head(&ResponseHeader { correlation_id, response: Some(response) }, body_bytes).unwrap()
+}
+
+struct Told(oneshot::Sender<Result<Answer, Error>>);
+
+impl Reply for Told {
+    fn complete(self: Box<Self>, answer: Result<Answer, Error>) {
+        let _ = self.0.send(answer);
+    }
+}
+
+fn submit(connection: &Connection, body: Vec<Bytes>) -> oneshot::Receiver<Result<Answer, Error>> {
+    let (told, answered) = oneshot::channel();
+    let request = Request::Fetch(FetchRequest::default());
+    connection.submit(request, body, Box::new(Told(told)));
+    answered
+}
+
+/// Does `step` until the broker counts as having been heard later than at `since`.
+async fn until_heard(connection: &Connection, since: Instant, mut step: impl AsyncFnMut()) {
+    let heard = async {
+        while connection.silent_since().unwrap() <= since {
+            step().await;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), heard).await.expect("is never heard");
+}
+
+#[tokio::test]
+async fn a_broker_that_sends_an_answer_slowly_is_not_silent() {
+    let (connection, mut broker) = connected().await;
+    assert_eq!(connection.silent_since(), None);
+    let _oldest = submit(&connection, Vec::new());
+    let answered = submit(&connection, Vec::new());
+    let since = connection.silent_since().unwrap();
+    let body_bytes = 1 << 20;
+    let head = answer(3, Response::Fetch(FetchResponse::default()), body_bytes);
+    broker.write_all(&head).await.unwrap();
+    let mut sent = 0;
+    let step = async || {
+        broker.write_all(&[0]).await.unwrap();
+        sent += 1;
+    };
+    until_heard(&connection, since, step).await;
+    assert!(sent < body_bytes);
+    broker.write_all(&vec![0; body_bytes - sent]).await.unwrap();
+    answered.await.unwrap().unwrap();
+    assert_eq!(connection.oldest_unanswered(), Some(since), "the first is still unanswered");
+}
+
+#[tokio::test]
+async fn a_broker_that_takes_a_request_slowly_is_not_silent() {
+    let (connection, mut broker) = connected().await;
+    let _unanswered = submit(&connection, vec![Bytes::from_static(&[0; 1 << 20]); 64]);
+    let since = connection.silent_since().unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let step = async || {
+        broker.read_exact(&mut buffer).await.unwrap();
+    };
+    until_heard(&connection, since, step).await;
+}
