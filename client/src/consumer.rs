@@ -107,7 +107,7 @@ impl Consumer {
         let shared = Arc::new(Shared {
             client,
             config,
-            queues: Mutex::default(),
+            queues: Mutex::new(Queues::new(mode == Mode::Broadcast)),
             member: Mutex::new(None),
             arrived: Notify::new(),
             fetch: Notify::new(),

@@ -15,14 +15,19 @@ impl Shared {
     /// Takes on all queues of the topics.
     pub(super) async fn follow_all(&self, start_at: StartAt) -> Result<(), Error> {
         for topic in self.config.topics() {
-            self.follow(topic, start_at).await?;
+            self.follow(topic, true, start_at).await?;
         }
         Ok(())
     }
 
     /// Takes on the queues of a topic that are not assigned yet.
-    async fn follow(&self, topic: String, start_at: StartAt) -> Result<(), Error> {
-        let description = self.client.control().topic(&topic, true).await?;
+    async fn follow(
+        &self,
+        topic: String,
+        auto_create: bool,
+        start_at: StartAt,
+    ) -> Result<(), Error> {
+        let description = self.client.control().topic(&topic, auto_create).await?;
         let name: Arc<str> = topic.into();
         let all = description.queues.iter().map(|q| TopicQueue::new(name.clone(), q.queue));
         let new: Vec<TopicQueue> = {
@@ -36,12 +41,13 @@ impl Shared {
     }
 }
 
-/// Looks for added queues until the consumer is closed. They are read from their beginning.
+/// Looks for added queues until the consumer is closed. They are read from their beginning. A topic
+/// that has been deleted is not created by that.
 pub(super) async fn run(shared: Arc<Shared>) {
     while tokio::time::timeout(FOLLOW_INTERVAL, shared.closing.cancelled()).await.is_err() {
         for topic in shared.config.topics() {
             // A topic that is gone must not hide what was added to the others.
-            if let Err(error) = shared.follow(topic, StartAt::Earliest).await {
+            if let Err(error) = shared.follow(topic, false, StartAt::Earliest).await {
                 tracing::debug!(%error, "cannot look for added queues");
             }
         }

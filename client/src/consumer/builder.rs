@@ -96,6 +96,9 @@ impl ConsumerBuilder {
     }
 
     /// Reads every queue of the topics, also queues added later, without a group.
+    ///
+    /// A topic that is deleted gives an error for each queue, once. If it is created anew, it is read
+    /// from its beginning.
     pub fn broadcast(mut self) -> ConsumerBuilder {
         self.broadcast = true;
         self

@@ -232,10 +232,16 @@ impl Queues {
             }
             // What was fetched before is handed out first.
             _ if self.current(wanted.key).is_some_and(|state| state.listed) => return false,
-            _ => {
+            code => {
                 let what = format!("fetching from queue {name} at offset {}", wanted.offset);
                 let error = Error::refused(result.code, what);
-                self.halt(wanted.key.0, error.with_record(name.clone(), wanted.offset));
+                let error = error.with_record(name.clone(), wanted.offset);
+                match code {
+                    Some(ErrorCode::UnknownTopic | ErrorCode::UnknownQueue) => {
+                        self.gone(wanted.key.0, error);
+                    }
+                    _ => self.halt(wanted.key.0, error),
+                }
             }
         }
         true

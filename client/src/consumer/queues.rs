@@ -77,6 +77,8 @@ pub(super) struct Queues {
     /// A fetch is held back until no more than this is buffered or reserved.
     pub(super) starved: Option<usize>,
     errors: VecDeque<Error>,
+    /// A queue that is gone is forgotten: one that has its name later is another.
+    forgets_gone: bool,
     /// Something may have to be committed.
     dirty: bool,
 }
@@ -152,6 +154,10 @@ impl Start {
 }
 
 impl Queues {
+    pub(super) fn new(forgets_gone: bool) -> Queues {
+        Queues { forgets_gone, ..Queues::default() }
+    }
+
     fn new_epoch(&mut self) -> u64 {
         self.last_epoch += 1;
         self.last_epoch
@@ -293,6 +299,16 @@ impl Queues {
             state.held = Some(Hold::Halted);
         }
         self.report(why);
+    }
+
+    /// The broker does not know a queue any more, as `why` says.
+    pub(super) fn gone(&mut self, id: QueueId, why: Error) {
+        self.halt(id, why);
+        if self.forgets_gone
+            && let Some(state) = self.states.remove(&id)
+        {
+            self.ids.remove(&state.source.name);
+        }
     }
 
     /// Leaves an error for the application.

@@ -406,6 +406,28 @@ async fn seek_pause_and_resume_take_effect_at_once_even_while_a_fetch_is_parked(
 }
 
 #[tokio::test]
+async fn a_topic_deleted_is_reported_not_created_and_read_from_its_beginning_once_it_is_back() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"old", b"older"]);
+    let client = mock.client().await;
+    let consumer = client.consumer().subscribe("t", TagFilter::all()).broadcast();
+    let mut consumer = consumer.build().await.unwrap();
+    receive(&mut consumer, 2).await;
+    mock.delete("t");
+    let error = timeout(SOON, consumer.recv()).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownQueue));
+    assert_eq!(consumer.assignment(), []);
+
+    mock.state.topics.lock().insert("t".into(), vec![Vec::new()]);
+    mock.store("t", 0, &[b"new"]);
+    // It is looked for every 10 s.
+    let message = timeout(2 * SOON, consumer.recv()).await.unwrap().unwrap();
+    assert_eq!((&message.body()[..], message.offset()), (&b"new"[..], 0));
+    let asks = mock.state.topic_asks.lock();
+    assert!(asks[0] && !asks[1..].contains(&true), "only the first creates it: {asks:?}");
+}
+
+#[tokio::test]
 async fn an_offset_out_of_range_goes_on_where_the_policy_says() {
     for (start_at, expected) in [(StartAt::Earliest, "2"), (StartAt::Latest, "new")] {
         let mock = Mock::start(&[("t", 1)]).await;

@@ -48,6 +48,8 @@ pub struct JoinedMember {
 pub struct State {
     /// Sealed records, by topic and queue.
     pub topics: Mutex<BTreeMap<String, Vec<Vec<Bytes>>>>,
+    /// Each time a topic was asked for: whether it was to be created.
+    pub topic_asks: Mutex<Vec<bool>>,
     /// The first offset that is still there.
     pub retained_from: Mutex<u64>,
     pub committed: Mutex<HashMap<(String, String, u32), u64>>,
@@ -102,6 +104,12 @@ impl Mock {
         let (joined, members) = mpsc::unbounded_channel();
         *self.state.members.lock() = Some(joined);
         members
+    }
+
+    /// Deletes a topic.
+    pub fn delete(&self, topic: &str) {
+        self.state.topics.lock().remove(topic);
+        self.state.arrivals.notify_waiters();
     }
 
     /// Stores messages; gives the sealed records.

@@ -59,7 +59,8 @@ impl topic::TopicService for Control {
         &self,
         request: Request<wire::GetTopicRequest>,
     ) -> Answer<wire::TopicDescription> {
-        let name = request.into_inner().name;
+        let wire::GetTopicRequest { name, auto_create } = request.into_inner();
+        self.state.topic_asks.lock().push(auto_create);
         let topics = self.state.topics.lock();
         let Some(queues) = topics.get(&name).map(|queues| queues.len() as u32) else {
             return Err(status(ErrorCode::UnknownTopic, format!("no topic {name:?}")));
