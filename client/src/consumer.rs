@@ -192,7 +192,9 @@ impl Consumer {
     }
 
     /// Stops handing out messages of these queues until [`resume`](Consumer::resume). What had been
-    /// fetched is dropped, and fetched again later. Queues that are not assigned are passed over.
+    /// fetched is dropped, and fetched again later. Queues that are not assigned are passed over. A
+    /// pause lasts also where the queue is lost and comes back, or stands still and is moved by
+    /// [`seek`](Consumer::seek).
     pub fn pause(&self, queues: &[TopicQueue]) {
         let mut state = self.shared.queues.lock();
         queues.iter().for_each(|queue| state.pause(queue));

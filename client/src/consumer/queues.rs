@@ -3,10 +3,10 @@
 //! Everything that was fetched, or is being fetched, carries the queue's *epoch*. A seek, a pause or
 //! a loss of the queue changes the epoch, and whatever still arrives for the old one is dropped.
 //!
-//! A queue in its current epoch that is not held is in exactly one place: it wants to be fetched, or
+//! A queue in its current epoch that is neither paused nor halted is in exactly one place: it wants to be fetched, or
 //! one outstanding fetch asks for it, or it waits out a delay.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -50,6 +50,8 @@ pub(super) struct Queues {
     ids: HashMap<TopicQueue, QueueId>,
     /// Given up, and not yet forgotten: the application may still work on their messages.
     leaving: HashMap<TopicQueue, QueueId>,
+    /// Not to be handed out until they are resumed, whatever becomes of them meanwhile.
+    paused: HashSet<TopicQueue>,
     /// Lost before a commit: how far the application had come there.
     unsaved: HashMap<TopicQueue, u64>,
     last_id: QueueId,
@@ -97,7 +99,8 @@ pub(super) struct Wanted {
 pub(super) struct QueueState {
     pub(super) source: Arc<Source>,
     pub(super) epoch: u64,
-    held: Option<Hold>,
+    /// It stands before a bad record, or cannot be read at all, until the application seeks.
+    halted: bool,
     pub(super) chunks: VecDeque<Chunk>,
     /// In `ready`, or just being handed out from.
     pub(super) listed: bool,
@@ -110,14 +113,6 @@ pub(super) struct QueueState {
     touched: bool,
     /// Something has been handed out.
     begun: bool,
-}
-
-/// Why a queue is not fetched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    Paused,
-    /// It stands before a bad record, or cannot be read at all, until the application seeks.
-    Halted,
 }
 
 /// Where a newly assigned queue begins.
@@ -174,9 +169,9 @@ impl Queues {
         let back = start.back.filter(|back| !back.touched || back.asked == self.asked);
         let done = back.map_or(start.offset, |back| back.done);
         let state = QueueState {
-            source: source.clone(),
+            source,
             epoch,
-            held: None,
+            halted: false,
             chunks: VecDeque::new(),
             listed: false,
             handed: start.offset,
@@ -193,7 +188,7 @@ impl Queues {
         self.dirty |= start.committed != Some(done);
         self.ids.insert(start.queue, id);
         self.states.insert(id, state);
-        self.wanting.push_back(Wanted { key: (id, epoch), source, offset: start.offset });
+        self.want(id);
     }
 
     /// Stops handing out messages of every queue that `keep` does not want.
@@ -263,9 +258,8 @@ impl Queues {
             return Ok(());
         };
         (state.handed, state.done) = (offset, offset);
-        state.held = state.held.filter(|hold| *hold == Hold::Paused);
-        let wanted = state.wanted(id);
-        self.wanting.extend(wanted);
+        state.halted = false;
+        self.want(id);
         self.dirty = true;
         Ok(())
     }
@@ -273,30 +267,35 @@ impl Queues {
     /// Stops handing out messages of a queue, and fetching them. What was fetched is dropped.
     pub(super) fn pause(&mut self, queue: &TopicQueue) {
         let Ok(id) = self.id(queue) else { return };
-        if self.states.get(&id).is_some_and(|state| state.held.is_some()) {
-            return;
-        }
-        if let Some(state) = self.detach(id) {
-            state.held = Some(Hold::Paused);
+        if self.paused.insert(queue.clone()) {
+            self.detach(id);
         }
     }
 
     /// Ends a pause. A queue that stands before a bad record keeps standing.
     pub(super) fn resume(&mut self, queue: &TopicQueue) {
-        let Ok(id) = self.id(queue) else { return };
-        let Some(state) = self.states.get_mut(&id) else {
-            return;
-        };
-        if state.held == Some(Hold::Paused) {
-            state.held = None;
-            self.wanting.extend(state.wanted(id));
+        if self.paused.remove(queue)
+            && let Ok(id) = self.id(queue)
+        {
+            self.want(id);
+        }
+    }
+
+    /// Has a queue fetched of which nothing has been fetched, unless it is paused or halted.
+    fn want(&mut self, id: QueueId) {
+        if let Some(state) = self.states.get(&id)
+            && !state.halted
+            && !self.paused.contains(&state.source.name)
+        {
+            let (key, source) = ((id, state.epoch), state.source.clone());
+            self.wanting.push_back(Wanted { key, source, offset: state.handed });
         }
     }
 
     /// Stops a queue until the application seeks, and tells it why.
     pub(super) fn halt(&mut self, id: QueueId, why: Error) {
         if let Some(state) = self.detach(id) {
-            state.held = Some(Hold::Halted);
+            state.halted = true;
         }
         self.report(why);
     }
@@ -451,15 +450,6 @@ impl Queues {
 }
 
 impl QueueState {
-    /// What to fetch where nothing has been fetched, unless the queue is held.
-    fn wanted(&self, id: QueueId) -> Option<Wanted> {
-        self.held.is_none().then(|| Wanted {
-            key: (id, self.epoch),
-            source: self.source.clone(),
-            offset: self.handed,
-        })
-    }
-
     /// Whether something was handed out that is not committed.
     fn is_unsaved(&self) -> bool {
         self.begun && self.committed != Some(self.handed)

@@ -347,6 +347,25 @@ async fn a_member_that_comes_back_misses_nothing_where_nothing_was_committed() {
 }
 
 #[tokio::test]
+async fn a_pause_outlasts_the_membership_until_the_queue_is_resumed() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let (mut consumer, member) = joined(consumer, &mut members).await;
+    let queue = [TopicQueue::new("t", 0)];
+    consumer.pause(&queue);
+    mock.store("t", 0, &[b"0"]);
+    drop(member);
+    let mut again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
+    assert_eq!(timeout(SOON, again.released.recv()).await.unwrap(), Some(2));
+    silent(&mut consumer).await;
+    consumer.resume(&queue);
+    assert_eq!(receive(&mut consumer, 1).await, ["0"]);
+}
+
+#[tokio::test]
 async fn a_first_join_that_fails_when_nobody_waits_for_it_any_more_is_tried_again() {
     let mock = Mock::start(&[("t", 1)]).await;
     mock.store("t", 0, &[b"0"]);

@@ -191,6 +191,21 @@ fn a_queue_that_changes_while_a_fetch_asks_for_it_is_fetched_once_from_its_new_p
 }
 
 #[test]
+fn a_pause_of_a_queue_that_stands_still_holds_when_it_is_moved() {
+    let mut queues = queues(1);
+    let queue = TopicQueue::new("t", 0);
+    let plan = fetches(&mut queues, &LIMITS).remove(0);
+    let mut bad = answer(0, 0, 1);
+    bad.results[0].code = ErrorCode::CorruptLog.number();
+    queues.arrived(plan, bad, &Bytes::new(), Reset::Earliest).unwrap();
+    queues.pause(&queue);
+    queues.seek(&queue, 7).unwrap();
+    assert!(!queues.wants());
+    queues.resume(&queue);
+    assert_eq!(fetches(&mut queues, &LIMITS)[0].request().topics[0].queues[0].offset, 7);
+}
+
+#[test]
 fn an_answer_that_contradicts_its_fetch_is_refused_and_asked_for_again() {
     let bytes = Bytes::from(record(0, 0));
     let len = bytes.len();
