@@ -23,11 +23,20 @@ impl Shared {
         self.commit_done(&committing).await
     }
 
-    /// The application is done with all it has: commits that.
+    /// The application is done with all it has: commits that. Fails also if a queue was lost before
+    /// what had been handed out of it was committed.
     pub(super) async fn commit_received(&self) -> Result<(), Error> {
         let committing = self.committing.lock().await;
         self.done();
-        self.commit_done(&committing).await
+        self.commit_done(&committing).await.inspect_err(|error| self.refused(error))?;
+        self.check_saved()
+    }
+
+    /// The application is told that it could not commit.
+    fn refused(&self, error: &Error) {
+        if let Some(ErrorCode::UnknownMember | ErrorCode::NotOwner) = error.code() {
+            self.queues.lock().repeat_uncommitted();
+        }
     }
 
     async fn commit_done(&self, _: &Committing<'_>) -> Result<(), Error> {
@@ -42,7 +51,7 @@ impl Shared {
     }
 
     /// Fails if a queue was lost before what had been handed out of it was committed.
-    pub(super) fn check_saved(&self) -> Result<(), Error> {
+    fn check_saved(&self) -> Result<(), Error> {
         let is_member = self.member.lock().is_some();
         let mut queues = self.queues.lock();
         let Some(queue) = queues.unsaved() else {
@@ -55,7 +64,8 @@ impl Shared {
             (ErrorCode::UnknownMember, "not a member now; rejoining")
         };
         let message = format!("committing for group {group:?}: queue {queue} was lost: {why}");
-        // While there is no membership it may still come back as it was left.
+        queues.repeat_uncommitted();
+        // While there is no membership it may still come back.
         if is_member {
             queues.forget_unsaved();
         }
@@ -108,7 +118,8 @@ impl Shared {
         let _committing = self.committing.lock().await;
         let member = self.member.lock().clone();
         for part in offsets.chunks(OFFSETS_PER_COMMIT) {
-            self.send_commit(member.clone(), part).await?;
+            let sent = self.send_commit(member.clone(), part).await;
+            sent.inspect_err(|error| self.refused(error))?;
             self.queues.lock().committed_explicitly(part);
         }
         Ok(())

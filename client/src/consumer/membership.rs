@@ -1,8 +1,8 @@
 //! Being a member of a group.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use longwire_proto::control::{
     Assignment, JoinRequest, Released, Subscribe, join_request::Request,
@@ -11,35 +11,27 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::queues::Position;
 use super::{Member, Shared};
 use crate::backoff::Backoff;
 use crate::control::topic_queues;
 use crate::message::TopicQueue;
 use crate::{Error, ErrorKind};
 
-/// A member that comes back within this time goes on where it stood, even where that was not
-/// committed: as long as its queues come back to it, nothing is repeated.
-const REMEMBERED: Duration = Duration::from_secs(60);
 /// How long the application may work on messages of a queue that goes to another member: less than
 /// the broker waits for the release.
 const WORK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long leaving waits for the broker.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the consumer stood at when its membership ended.
-type Remembered = Option<(Instant, HashMap<TopicQueue, Position>)>;
-
 /// Joins, and joins again whenever the membership ends, until the consumer is closed.
 ///
 /// `joined` is told about the first attempt. If that fails while somebody waits to hear it, that is all.
 pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), Error>>) {
     let mut joined = Some(joined);
-    let mut remembered: Remembered = None;
     let mut backoff = Backoff::default();
     let mut told = None;
     while !shared.closing.is_cancelled() {
-        let error = match session(&shared, &mut joined, &mut remembered, &mut backoff).await {
+        let error = match session(&shared, &mut joined, &mut backoff).await {
             Ok(()) => return,
             Err(error) => error,
         };
@@ -47,7 +39,7 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
             Some(Ok(())) => return,
             _ => error,
         };
-        lose(&shared, &mut remembered);
+        lose(&shared);
         let pause = backoff.next();
         tracing::warn!(%error, ?pause, "the group membership has ended; joining again");
         // A refusal that will not pass by itself is for the application to know, once.
@@ -65,7 +57,6 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
 async fn session(
     shared: &Shared,
     joined: &mut Option<oneshot::Sender<Result<(), Error>>>,
-    remembered: &mut Remembered,
     backoff: &mut Backoff,
 ) -> Result<(), Error> {
     let group = shared.config.group.clone().unwrap_or_default();
@@ -98,7 +89,7 @@ async fn session(
                 format!("{what}: the broker ended the membership"),
             )
         })?;
-        take_on(shared, assignment, &requests, remembered).await?;
+        take_on(shared, assignment, &requests).await?;
         backoff.reset();
         if let Some(joined) = joined.take() {
             let _ = joined.send(Ok(()));
@@ -124,7 +115,6 @@ async fn take_on(
     shared: &Shared,
     assignment: Assignment,
     requests: &mpsc::Sender<JoinRequest>,
-    remembered: &mut Remembered,
 ) -> Result<(), Error> {
     let generation = assignment.generation;
     let assigned: HashSet<TopicQueue> = topic_queues(&assignment.topics).into_iter().collect();
@@ -155,18 +145,7 @@ async fn take_on(
     if gained.is_empty() {
         return Ok(());
     }
-    let mut starts = shared.starts(gained, shared.config.start_at).await?;
-    if let Some((since, positions)) = remembered.as_ref()
-        && since.elapsed() < REMEMBERED
-    {
-        for start in &mut starts {
-            if let Some(&position) = positions.get(&start.queue) {
-                start.go_on_at(position);
-            }
-        }
-    }
-    *remembered = None;
-    shared.assign(starts);
+    shared.assign(shared.starts(gained, shared.config.start_at).await?);
     Ok(())
 }
 
@@ -192,15 +171,10 @@ async fn work_done(shared: &Shared) {
 }
 
 /// The membership has ended: somebody else may read the queues from here on.
-fn lose(shared: &Shared, remembered: &mut Remembered) {
+fn lose(shared: &Shared) {
     *shared.member.lock() = None;
     let mut queues = shared.queues.lock();
-    let assigned = queues.assignment();
-    if !assigned.is_empty() {
-        let position = |queue: TopicQueue| Some((queue.clone(), queues.stands_at(&queue)?));
-        let positions = assigned.into_iter().filter_map(position).collect();
-        *remembered = Some((Instant::now(), positions));
-    }
+    queues.remember();
     queues.give_up(|_| false);
     queues.forget();
 }

@@ -6,6 +6,8 @@
 //! A queue in its current epoch that is neither paused nor halted is in exactly one place: it wants to be fetched, or
 //! one outstanding fetch asks for it, or it waits out a delay.
 
+mod memory;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use super::chunk::{Chunk, Source};
 use crate::message::{QueueOffset, TopicQueue};
 use crate::{Error, ErrorKind};
+use memory::{Memory, Position};
 
 /// Errors not yet told to the application; beyond that the oldest is dropped.
 const ERRORS_MAX: usize = 1024;
@@ -52,6 +55,7 @@ pub(super) struct Queues {
     leaving: HashMap<TopicQueue, QueueId>,
     /// Not to be handed out until they are resumed, whatever becomes of them meanwhile.
     paused: HashSet<TopicQueue>,
+    memory: Memory,
     /// Lost before a commit: how far the application had come there.
     unsaved: HashMap<TopicQueue, u64>,
     last_id: QueueId,
@@ -104,6 +108,8 @@ pub(super) struct QueueState {
     pub(super) chunks: VecDeque<Chunk>,
     /// In `ready`, or just being handed out from.
     pub(super) listed: bool,
+    /// Where the consumer began.
+    begin: u64,
     /// The offset after what has been handed out.
     handed: u64,
     /// The offset after what the application is done with: it has asked for more, or committed.
@@ -113,6 +119,9 @@ pub(super) struct QueueState {
     touched: bool,
     /// Something has been handed out.
     begun: bool,
+    /// The application has been told that its commit failed, and counts on a repetition if the queue
+    /// is lost.
+    repeats: bool,
 }
 
 /// Where a newly assigned queue begins.
@@ -124,28 +133,6 @@ pub(super) struct Start {
     pub(super) committed: Option<u64>,
     /// Where the consumer stood in it, if it comes back.
     pub(super) back: Option<Position>,
-}
-
-/// How far a consumer has come in a queue; the fields but the last are those of [`QueueState`].
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Position {
-    handed: u64,
-    done: u64,
-    touched: bool,
-    begun: bool,
-    /// How often the application had asked for more by then.
-    asked: u64,
-}
-
-impl Start {
-    /// The queue comes back to a consumer that stood there, unless the group has come further.
-    pub(super) fn go_on_at(&mut self, mut back: Position) {
-        let committed = self.committed.unwrap_or(0);
-        if committed <= back.handed {
-            back.done = back.done.max(committed);
-            (self.offset, self.back) = (back.handed, Some(back));
-        }
-    }
 }
 
 impl Queues {
@@ -174,17 +161,21 @@ impl Queues {
             halted: false,
             chunks: VecDeque::new(),
             listed: false,
+            begin: start.back.map_or(start.offset, |back| back.begin),
             handed: start.offset,
             done,
             committed: start.committed,
             touched: back.is_some_and(|back| back.touched),
             begun: start.back.is_some_and(|back| back.begun),
+            repeats: false,
         };
         if state.touched {
             self.touched.push(id);
         }
-        // It goes on where the application had come to, so nothing has been lost.
-        self.save(&start.queue, start.offset);
+        // It goes on where the application had come to, so nothing has been lost; or it goes back,
+        // and the application knows.
+        let lost_before = if start.back.is_some() { u64::MAX } else { start.offset };
+        self.save(&start.queue, lost_before);
         self.dirty |= start.committed != Some(done);
         self.ids.insert(start.queue, id);
         self.states.insert(id, state);
@@ -382,6 +373,7 @@ impl Queues {
         for (id, position) in positions {
             if let Some(state) = self.states.get_mut(id) {
                 state.committed = Some(position.offset);
+                state.repeats = false;
             }
             if !self.unsaved.is_empty() {
                 let queue = TopicQueue::new(position.topic.clone(), position.queue);
@@ -406,6 +398,7 @@ impl Queues {
             if let Some(state) = id.and_then(|id| self.states.get_mut(id)) {
                 state.committed = Some(offset.offset);
                 state.done = offset.offset;
+                state.repeats = false;
             }
         }
     }
@@ -435,12 +428,6 @@ impl Queues {
 
     pub(super) fn has_delayed(&self) -> bool {
         !self.delayed.is_empty()
-    }
-
-    pub(super) fn stands_at(&self, queue: &TopicQueue) -> Option<Position> {
-        let &QueueState { handed, done, touched, begun, .. } =
-            self.states.get(self.ids.get(queue)?)?;
-        Some(Position { handed, done, touched, begun, asked: self.asked })
     }
 
     /// The offset of the message to be handed out next.

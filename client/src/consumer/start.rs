@@ -72,6 +72,7 @@ impl Shared {
     pub(super) fn assign(&self, mut starts: Vec<Start>) {
         starts.sort_by(|a, b| a.queue.cmp(&b.queue));
         let mut queues = self.queues.lock();
+        queues.recall(&mut starts);
         for start in starts {
             let source = self.config.source(&start.queue);
             queues.assign(start, source);

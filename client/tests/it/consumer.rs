@@ -291,8 +291,6 @@ async fn a_broken_membership_is_joined_again_without_repeating_what_was_received
     drop(member);
     let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
     assert_eq!(consumer.assignment(), []);
-    let error = consumer.commit().await;
-    assert!(error.is_ok() || error.unwrap_err().code() == Some(ErrorCode::UnknownMember));
     again.assign.send(Ok(assignment(7, "t", &[0]))).await.unwrap();
     mock.store("t", 0, &[b"2"]);
     assert_eq!(receive(&mut consumer, 1).await, ["2"]);
@@ -344,6 +342,39 @@ async fn a_member_that_comes_back_misses_nothing_where_nothing_was_committed() {
     mock.store("t", 0, &[b"in between"]);
     again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
     assert_eq!(receive(&mut consumer, 1).await, ["in between"]);
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_repeats_what_it_was_told_is_not_committed() {
+    for told_before_it_was_lost in [true, false] {
+        let mock = Mock::start(&[("t", 1)]).await;
+        mock.store("t", 0, &[b"0", b"1"]);
+        let mut members = mock.members();
+        let client = mock.client().await;
+        let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+        let (mut consumer, member) = joined(consumer.auto_commit(None), &mut members).await;
+        receive(&mut consumer, 1).await;
+        consumer.commit().await.unwrap();
+        receive(&mut consumer, 1).await;
+        let refused = async || {
+            let error = consumer.commit().await.unwrap_err();
+            assert_eq!(error.code(), Some(ErrorCode::UnknownMember), "{error}");
+        };
+        if told_before_it_was_lost {
+            *mock.state.refuse_commits.lock() = Some(ErrorCode::UnknownMember);
+            refused().await;
+        }
+        drop(member);
+        let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+        if !told_before_it_was_lost {
+            refused().await;
+        }
+        again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
+        *mock.state.refuse_commits.lock() = None;
+        assert_eq!(receive(&mut consumer, 1).await, ["1"]);
+        consumer.commit().await.unwrap();
+        assert_eq!(committed(&mock, 0), Some(2));
+    }
 }
 
 #[tokio::test]

@@ -55,6 +55,8 @@ pub struct State {
     pub committed: Mutex<HashMap<(String, String, u32), u64>>,
     /// Every commit: member, generation, offset.
     pub commits: Mutex<Vec<wire::CommitOffsetsRequest>>,
+    /// Why commits are refused.
+    pub refuse_commits: Mutex<Option<ErrorCode>>,
     pub on_produce: Mutex<Option<OnProduce>>,
     pub on_fetch: Mutex<Option<OnFetch>>,
     pub connections: Mutex<usize>,

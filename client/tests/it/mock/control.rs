@@ -102,6 +102,9 @@ impl offset::OffsetService for Control {
         request: Request<wire::CommitOffsetsRequest>,
     ) -> Answer<wire::CommitOffsetsResponse> {
         let request = request.into_inner();
+        if let Some(code) = *self.state.refuse_commits.lock() {
+            return Err(status(code, "as the test wants it"));
+        }
         let mut committed = self.state.committed.lock();
         for offset in &request.offsets {
             let key = (request.group.clone(), offset.topic.clone(), offset.queue);
