@@ -378,6 +378,32 @@ async fn a_member_that_comes_back_repeats_what_it_was_told_is_not_committed() {
 }
 
 #[tokio::test]
+async fn a_member_that_comes_back_to_a_broker_that_knows_less_begins_where_that_says() {
+    for known in [None, Some(1)] {
+        let mock = Mock::start(&[("t", 1)]).await;
+        mock.store("t", 0, &[b"0", b"1", b"2"]);
+        let mut members = mock.members();
+        let client = mock.client().await;
+        let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+        let (mut consumer, member) = joined(consumer.auto_commit(None), &mut members).await;
+        receive(&mut consumer, 2).await;
+        consumer.commit().await.unwrap();
+        receive(&mut consumer, 1).await;
+        drop(member);
+        let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+        mock.state.topics.lock().insert("t".into(), vec![Vec::new()]);
+        mock.store("t", 0, &[b"new 0", b"new 1", b"new 2", b"new 3"]);
+        mock.state.committed.lock().clear();
+        if let Some(known) = known {
+            mock.state.committed.lock().insert(("g".into(), "t".into(), 0), known);
+        }
+        again.assign.send(Ok(assignment(2, "t", &[0]))).await.unwrap();
+        let first = format!("new {}", known.unwrap_or(0));
+        assert_eq!(receive(&mut consumer, 1).await, [first]);
+    }
+}
+
+#[tokio::test]
 async fn a_pause_outlasts_the_membership_until_the_queue_is_resumed() {
     let mock = Mock::start(&[("t", 1)]).await;
     let mut members = mock.members();

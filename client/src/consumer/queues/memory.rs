@@ -45,10 +45,11 @@ impl Position {
 }
 
 impl Start {
-    /// The queue comes back to a consumer that stood there, unless the group has come further.
+    /// The queue comes back to a consumer that stood there, unless the group has come further. Where
+    /// the broker knows of less than was committed, it is not the queue it was.
     fn go_on_at(&mut self, mut back: Position) {
         let committed = self.committed.unwrap_or(0);
-        if committed <= back.handed {
+        if self.committed >= back.committed && committed <= back.handed {
             back.done = back.done.max(committed);
             (self.offset, self.back) = (back.handed, Some(back));
         }
