@@ -14,7 +14,7 @@ use super::{Answer, Progress, Wire, lost};
 use crate::{Error, ErrorKind};
 
 /// What is read at once while a frame's length is not known. A whole small frame mostly fits; of a
-/// large body no more than this is copied.
+/// body no more than this is copied.
 const READ_AHEAD_BYTES: usize = 8 * 1024;
 
 /// Cuts the byte stream into frames.
@@ -50,13 +50,12 @@ impl FrameReader {
         Ok((header, body))
     }
 
+    /// A body never shares the memory read ahead: a small one would hold on to all of it.
     async fn body(&mut self, body_bytes: usize) -> Result<Bytes, Error> {
-        if self.ahead.len() >= body_bytes {
-            return Ok(self.ahead.split_to(body_bytes).freeze());
-        }
         let mut body = BytesMut::with_capacity(body_bytes);
-        body.extend_from_slice(&self.ahead);
-        self.ahead.clear();
+        let here = body_bytes.min(self.ahead.len());
+        body.extend_from_slice(&self.ahead[..here]);
+        self.ahead.advance(here);
         while body.len() < body_bytes {
             let missing = body_bytes - body.len();
             read(&self.stream, &self.progress, &mut (&mut body).limit(missing)).await?;

@@ -88,3 +88,16 @@ async fn a_broker_that_takes_a_request_slowly_is_not_silent() {
     };
     until_heard(&connection, since, step).await;
 }
+
+#[tokio::test]
+async fn a_body_holds_on_to_no_more_than_itself() {
+    let (connection, mut broker) = connected().await;
+    let answered = [(); 3].map(|()| submit(&connection, Vec::new()));
+    let response = || Response::Fetch(FetchResponse::default());
+    let frames = [2, 3, 4].map(|id| [&answer(id, response(), 100)[..], &[0; 100]].concat());
+    broker.write_all(&frames.concat()).await.unwrap();
+    for answered in answered {
+        let body = answered.await.unwrap().unwrap().body;
+        assert!(body.len() == 100 && body.is_unique());
+    }
+}
