@@ -79,7 +79,10 @@ impl Queues {
         let in_flight_max = limits.in_flight_max.saturating_sub(1).max(1);
         let spread = self.states.len().div_ceil(in_flight_max);
         let queues_max = spread.clamp(QUEUES_PER_FETCH, QUEUES_PER_FETCH_MAX);
-        let groups = self.states.len().div_ceil(queues_max).max(1);
+        if self.outstanding == 0 {
+            self.packed = self.fetches_wanted(queues_max);
+        }
+        let groups = self.states.len().div_ceil(queues_max).max(self.packed).max(1);
         let budget = limits.prefetch_bytes_max.max(groups * 2 * SHARE_BYTES_MIN);
         let share = (budget / 2 / groups).clamp(SHARE_BYTES_MIN, SHARE_BYTES_MAX);
 
@@ -111,27 +114,41 @@ impl Queues {
         self.buffered_bytes + self.reserved_bytes <= bytes
     }
 
-    fn gather(&mut self, queues_max: usize, share_bytes: usize) -> Plan {
-        let mut entries: Vec<Wanted> = Vec::with_capacity(queues_max.min(self.wanting.len()));
-        let mut header_bytes = 64;
-        while entries.len() < queues_max
-            && let Some(wanted) = self.wanting.pop_front()
-        {
-            let source = &wanted.source;
-            let topic_bytes = match entries.last() {
-                Some(last) if is_same(&last.source.name.topic, &source.name.topic) => 0,
+    /// How many of the queues that are wanted, from number `first` on, one fetch asks for: as many as
+    /// it may, and its header has room for.
+    fn fit(&self, first: usize, queues_max: usize) -> usize {
+        let (mut fit, mut header_bytes) = (0, 64);
+        let mut last: Option<&Source> = None;
+        for Wanted { source, .. } in self.wanting.range(first..).take(queues_max) {
+            let topic_bytes = match last.replace(source) {
+                Some(last) if is_same(&last.name.topic, &source.name.topic) => 0,
                 _ => {
                     let tags = source.filter.hashes().len() * TAG_HEADER_BYTES;
                     TOPIC_HEADER_BYTES + source.name.topic.len() + tags
                 }
             };
             header_bytes += topic_bytes + QUEUE_HEADER_BYTES;
-            if header_bytes > FRAME_HEADER_BYTES_MAX && !entries.is_empty() {
-                self.wanting.push_front(wanted);
+            if header_bytes > FRAME_HEADER_BYTES_MAX && fit > 0 {
                 break;
             }
-            entries.push(wanted);
+            fit += 1;
         }
+        fit
+    }
+
+    /// How many fetches ask for all that is wanted.
+    fn fetches_wanted(&self, queues_max: usize) -> usize {
+        let (mut fetches, mut asked) = (0, 0);
+        while asked < self.wanting.len() {
+            asked += self.fit(asked, queues_max);
+            fetches += 1;
+        }
+        fetches
+    }
+
+    fn gather(&mut self, queues_max: usize, share_bytes: usize) -> Plan {
+        let fit = self.fit(0, queues_max);
+        let mut entries: Vec<Wanted> = self.wanting.drain(..fit).collect();
         // Neighbours of one topic name it once.
         let topic = |entry: &Wanted| entry.source.name.topic.clone();
         if !entries.is_sorted_by(|a, b| {

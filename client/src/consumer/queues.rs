@@ -80,6 +80,9 @@ pub(super) struct Queues {
     pub(super) reserved_bytes: usize,
     /// Fetches without an answer.
     pub(super) outstanding: usize,
+    /// How many fetches asked for all that was wanted when last none was outstanding: no packing
+    /// anew makes them fewer.
+    pub(super) packed: usize,
     /// A fetch is held back until no more than this is buffered or reserved.
     pub(super) starved: Option<usize>,
     errors: VecDeque<Error>,

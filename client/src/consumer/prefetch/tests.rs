@@ -81,15 +81,21 @@ fn every_queue_is_in_one_fetch_and_the_fetches_fit_the_limits() {
     }
 }
 
-#[test]
-fn long_topic_names_and_many_tags_still_fit_a_header() {
+/// 1000 queues, of which no more than 45 fit a fetch.
+fn queues_with_large_headers() -> Queues {
     let mut queues = Queues::default();
-    let tags = TagFilter::any((0..256).map(|n| format!("tag-{n}")));
+    let tags = Arc::new(TagFilter::any((0..256).map(|n| format!("tag-{n}"))));
     for n in 0..1000 {
         let name = TopicQueue::new(format!("{n:0>127}"), 0);
-        let source = Source { name: name.clone(), filter: tags.clone().into() };
+        let source = Source { name: name.clone(), filter: tags.clone() };
         queues.assign(Start { queue: name, offset: 0, committed: None, back: None }, source.into());
     }
+    queues
+}
+
+#[test]
+fn long_topic_names_and_many_tags_still_fit_a_header() {
+    let mut queues = queues_with_large_headers();
     let plans = fetches(&mut queues, &LIMITS);
     assert!(plans.len() > 8);
     for plan in &plans {
@@ -161,6 +167,24 @@ fn many_small_fetches_are_packed_anew() {
     }
     outstanding.into_iter().for_each(|plan| queues.missed(plan, false));
     assert_eq!(fetches(&mut queues, &LIMITS).len(), 1);
+}
+
+#[test]
+fn fetches_whose_headers_are_full_are_not_packed_anew_before_there_are_more() {
+    let mut queues = queues_with_large_headers();
+    let mut outstanding = fetches(&mut queues, &LIMITS);
+    let asked: usize = outstanding.iter().map(|plan| plan.entries.len()).sum();
+    assert_eq!(asked, 1000, "all at once");
+    let packed = outstanding.len();
+    for n in 0..=packed {
+        queues.seek(&TopicQueue::new(format!("{n:0>127}"), 0), 1).unwrap();
+        match queues.plan(&LIMITS) {
+            Next::Fetch(plan) => outstanding.push(plan),
+            Next::Repack => break,
+            Next::Wait => panic!("a changed queue has to wait"),
+        }
+    }
+    assert!(outstanding.len() > packed + 8, "packed anew with {} fetches", outstanding.len());
 }
 
 #[test]
