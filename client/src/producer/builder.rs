@@ -10,6 +10,9 @@ use crate::client::Client;
 use crate::compression::Compression;
 use crate::message::Durability;
 
+/// Longer durations are taken for this one, so that they can be added to any time.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// Settings of a [`Producer`]. Made by [`Client::producer`].
 #[derive(Debug, Clone)]
 pub struct ProducerBuilder {
@@ -104,6 +107,8 @@ impl ProducerBuilder {
         let config = &mut self.config;
         config.batch_bytes_max = config.batch_bytes_max.clamp(1, REQUEST_BODY_BYTES_MAX);
         config.buffer_bytes_max = config.buffer_bytes_max.clamp(1, u32::MAX as usize);
+        config.linger = config.linger.min(DURATION_MAX);
+        config.delivery_timeout = config.delivery_timeout.min(DURATION_MAX);
         if config.delivery_timeout.is_zero() {
             return Err(Error::invalid("a delivery timeout of 0 delivers nothing"));
         }

@@ -224,6 +224,19 @@ async fn without_a_connection_and_with_nothing_to_send_a_producer_rests() {
 }
 
 #[tokio::test]
+async fn durations_without_end_are_as_good_as_any() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let mut acts = [Act::Refuse(ErrorCode::StorageFull)].into_iter();
+    mock.on_produce(move |_| acts.next().unwrap_or(Act::Serve));
+    let producer = mock.client().await.producer();
+    let producer = producer.linger(Duration::MAX).delivery_timeout(Duration::MAX);
+    let producer = producer.build().await.unwrap();
+    let delivery = producer.enqueue(Message::new("t", "x")).await.unwrap();
+    producer.flush().await.unwrap();
+    delivery.await.unwrap();
+}
+
+#[tokio::test]
 async fn large_bodies_are_compressed_with_rocketmqs_flags() {
     let mock = Mock::start(&[("t", 1)]).await;
     let producer =
