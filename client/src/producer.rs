@@ -346,16 +346,19 @@ impl Shared {
 
     /// Fails the batches of a ready lane that were begun too long ago. `true` if that was all the
     /// lane had; it is no longer ready then.
-    fn expire(&self, lane: &Lane, created_before: Instant) -> bool {
+    fn expire(&self, lane: &Arc<Lane>, created_before: Instant) -> bool {
         let (expired, counted) = lane.expire(created_before);
-        for batch in expired {
+        for batch in &expired {
             let timeout = self.config.delivery_timeout;
             let mut error =
                 Error::new(ErrorKind::Timeout, format!("not acknowledged within {timeout:?}"));
             if let Some(unreachable) = &*self.unreachable.lock() {
                 error = error.context(unreachable);
             }
-            self.fail(lane, &batch, error);
+            self.fail(lane, batch, error);
+        }
+        if !expired.is_empty() {
+            self.schedule.apply(lane, lane.finish(&self.pace()));
         }
         counted.map(|bytes| self.schedule.uncount(bytes)).is_some()
     }

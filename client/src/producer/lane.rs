@@ -194,11 +194,14 @@ impl Lane {
         Taken::Batch(batch, counted)
     }
 
-    /// The batch in flight is decided.
+    /// The batch in flight is decided, or the batches that expired are.
     pub(super) fn finish(&self, pace: &Pace) -> Change {
         let mut state = self.state.lock();
         state.in_flight = None;
-        state.list(pace)
+        match state.listed {
+            Listed::Ready => Change::Nothing,
+            _ => state.list(pace),
+        }
     }
 
     /// The batch in flight is to be sent again at `at`, before all others.
@@ -236,6 +239,8 @@ impl Lane {
 
     /// Takes out every batch that was begun before `created_before`, and the bytes the schedule no
     /// longer has to count. Only for a ready lane; `None` for the bytes means it stays ready.
+    ///
+    /// The last of them counts as in flight until [`finish`](Lane::finish): who flushes waits for it.
     pub(super) fn expire(&self, created_before: Instant) -> (Vec<SealedBatch>, Option<usize>) {
         let mut state = self.state.lock();
         let mut expired = Vec::new();
@@ -247,6 +252,7 @@ impl Lane {
         {
             expired.extend(state.pop_first().map(OpenBatch::seal));
         }
+        state.in_flight = expired.last().map(|last| last.batch.clone());
         let empty = state.again.is_none() && state.open.is_none();
         if empty {
             state.listed = Listed::Nowhere;
@@ -397,5 +403,17 @@ mod tests {
         let (expired, bytes) = lane.expire(Instant::now() + Duration::from_millis(1));
         assert_eq!(expired.len(), 1);
         assert!(bytes.is_some());
+    }
+
+    #[test]
+    fn who_flushes_finds_what_has_expired_until_it_is_decided() {
+        let (lane, pace) = (lane(), pace(0, 1 << 20));
+        let batch = append(&lane, b"a", Durability::Topic, &pace).batch;
+        let (expired, _) = lane.expire(Instant::now() + Duration::from_millis(1));
+        assert_eq!(expired.len(), 1);
+        assert!(lane.hurry().0.is_some_and(|last| Arc::ptr_eq(&last, &batch)));
+        assert_eq!(append(&lane, b"b", Durability::Topic, &pace).change, Change::Nothing);
+        assert!(matches!(lane.finish(&pace), Change::Ready(_)), "with what came meanwhile");
+        assert_eq!(take(&lane).unwrap().starts.len(), 1);
     }
 }
