@@ -36,7 +36,7 @@ use crate::{Error, ErrorKind};
 use arena::Arena;
 use batch::{Placed, Record, SealedBatch};
 use builder::Config;
-use lane::{Lane, Pace};
+use lane::{Change, Lane, Pace};
 use schedule::Schedule;
 use spares::Spares;
 use topics::Topics;
@@ -88,6 +88,8 @@ struct Shared {
     spread: AtomicBool,
     /// The free bytes of the buffer.
     buffer: Semaphore,
+    /// So many calls wait for room in it.
+    waiting: AtomicUsize,
     frames_in_flight: AtomicUsize,
     /// How much of the buffer the frames in flight take.
     bytes_in_flight: AtomicUsize,
@@ -113,6 +115,7 @@ impl Producer {
     fn start(client: Client, config: Config, connection: Connection) -> Producer {
         let shared = Arc::new(Shared {
             buffer: Semaphore::new(config.buffer_bytes_max),
+            waiting: AtomicUsize::new(0),
             spares: Spares::default(),
             arena: Arena::new(config.buffer_bytes_max),
             spread: AtomicBool::new(false),
@@ -242,6 +245,24 @@ impl Drop for Room<'_> {
     }
 }
 
+/// A call that waits for room in the buffer.
+struct Waiting<'a>(&'a Shared);
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Shared) -> Waiting<'a> {
+        shared.waiting.fetch_add(1, Ordering::SeqCst);
+        // It is crowded.
+        shared.schedule.wake.notify_one();
+        Waiting(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Shared {
     /// Waits for room in the buffer.
     async fn reserve(&self, record_bytes: usize) -> Result<Room<'_>, Error> {
@@ -249,8 +270,7 @@ impl Shared {
         match self.buffer.try_acquire_many(reserved as u32) {
             Ok(permit) => permit.forget(),
             Err(_) => {
-                // It is crowded.
-                self.schedule.wake.notify_one();
+                let _waiting = Waiting::begin(self);
                 let permit = self.buffer.acquire_many(reserved as u32).await;
                 permit.map_err(|_| closed())?.forget();
             }
@@ -303,6 +323,10 @@ impl Shared {
             .map_err(|error| Error::invalid(format!("a message to {}: {error}", message.topic)))?;
         room.reserved = 0;
         self.schedule.apply(lane, appended.change);
+        // The sender has looked for what lingers in the way, and has to again.
+        if matches!(appended.change, Change::At(_)) && self.waiting.load(Ordering::SeqCst) > 0 {
+            self.schedule.wake.notify_one();
+        }
         Ok(Delivery::new(appended.batch, appended.index))
     }
 
@@ -316,6 +340,13 @@ impl Shared {
     fn meet(&self, connection: &Connection) {
         *self.origin.lock() = Origin::of(connection);
         *self.unreachable.lock() = None;
+    }
+
+    /// Whether room is waited for that only what lingers can give.
+    fn lingers_in_the_way(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+            && self.frames_in_flight.load(Ordering::Relaxed) == 0
+            && self.schedule.ready_lanes() == 0
     }
 
     /// Nothing waits any longer than it must. Returns the last undecided batch of every lane.

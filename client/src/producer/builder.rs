@@ -48,7 +48,8 @@ impl ProducerBuilder {
     }
 
     /// How long a batch that is not full waits for more messages. Default: 0, a batch goes as soon as
-    /// the one before it is acknowledged, so batches grow by themselves under load.
+    /// the one before it is acknowledged, so batches grow by themselves under load. A buffer that is
+    /// full does not wait for it.
     pub fn linger(mut self, linger: Duration) -> ProducerBuilder {
         self.config.linger = linger;
         self

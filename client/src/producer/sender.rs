@@ -37,6 +37,9 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
             shared.hurry();
         }
         let due = shared.schedule.release_due(now);
+        if shared.lingers_in_the_way() {
+            shared.hurry();
+        }
         connection = connection.filter(|connection| !connection.is_closed());
         if connection.is_none() && shared.schedule.ready_lanes() > 0 {
             connection = reconnect(&shared).await;

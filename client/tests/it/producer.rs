@@ -185,6 +185,20 @@ async fn a_full_buffer_makes_senders_wait_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_full_buffer_does_not_linger() {
+    let mock = Mock::start(&[("t", 100)]).await;
+    let producer = mock.client().await.producer().linger(Duration::from_secs(60));
+    let producer = producer.buffer_bytes_max(3000).build().await.unwrap();
+    let enqueue = async {
+        for n in 0..100 {
+            let message = Message::new("t", vec![b'x'; 500]).queue(n);
+            let _dropped = producer.enqueue(message).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), enqueue).await.expect("waits for the linger");
+}
+
+#[tokio::test]
 async fn many_queues_travel_in_one_frame_and_linger_is_cut_short_by_flush() {
     let mock = Mock::start(&[("t", 100)]).await;
     let frames = Arc::new(AtomicUsize::new(0));
