@@ -14,7 +14,8 @@ use crate::{Error, ErrorKind};
 
 /// A broker, as seen from here: makes producers, consumers and an [`Admin`].
 ///
-/// Cheap to clone. Reconnects by itself; producers and consumers have data connections of their own.
+/// Cheap to clone. Reconnects by itself; producers and consumers have data connections of their own,
+/// and each member of a group has a control connection of its own.
 #[derive(Debug, Clone)]
 pub struct Client {
     core: Arc<Core>,

@@ -1,4 +1,5 @@
-//! The control plane as the rest of the crate uses it: one lazily reconnecting gRPC channel.
+//! The control plane as the rest of the crate uses it: one lazily reconnecting gRPC channel, and one
+//! more for each membership.
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Control {
     channel: Channel,
+    endpoint: Endpoint,
     /// The host the control plane was dialled at, without brackets.
     host: String,
 }
@@ -53,7 +55,7 @@ impl Control {
             );
             Error::new(ErrorKind::Unreachable, message)
         })?;
-        Ok(Control { channel, host })
+        Ok(Control { channel, endpoint, host })
     }
 
     pub(crate) fn topics(&self) -> TopicServiceClient<Channel> {
@@ -62,6 +64,13 @@ impl Control {
 
     pub(crate) fn groups(&self) -> GroupServiceClient<Channel> {
         GroupServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// For one membership, over a connection of its own: its stream stays open, and a broker allows
+    /// only so many on a connection.
+    pub(crate) fn membership(&self) -> GroupServiceClient<Channel> {
+        GroupServiceClient::new(self.endpoint.connect_lazy())
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     pub(crate) fn offsets(&self) -> OffsetServiceClient<Channel> {

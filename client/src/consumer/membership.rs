@@ -68,7 +68,7 @@ async fn session(
         client_id: shared.client.client_id().to_owned(),
     };
     send(&requests, Request::Subscribe(subscribe)).await?;
-    let mut groups = shared.client.control().groups();
+    let mut groups = shared.client.control().membership();
     let answer = tokio::select! {
         answer = groups.join(ReceiverStream::new(stream)) => answer,
         () = shared.closing.cancelled() => return Ok(()),

@@ -8,6 +8,7 @@ use longwire_client::{
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
+use crate::mock::control::STREAMS_PER_CONNECTION_MAX;
 use crate::mock::{Act, JoinedMember, Mock, assignment};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -277,6 +278,17 @@ async fn a_queue_taken_away_makes_room_for_those_that_stay() {
     while member.released.recv().await != Some(2) {}
     mock.store("t", 1, &[b"stays"]);
     assert_eq!(receive(&mut consumer, 1).await, ["stays"]);
+}
+
+#[tokio::test]
+async fn a_client_has_any_number_of_members() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let client = mock.client().await;
+    let mut members = Vec::new();
+    for _ in 0..=STREAMS_PER_CONNECTION_MAX {
+        let member = client.consumer().group("g").subscribe("t", TagFilter::all()).build();
+        members.push(timeout(SOON / 2, member).await.expect("the last one blocks").unwrap());
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A broker in memory that does what a test tells it to.
 
-mod control;
+pub mod control;
 mod data;
 
 use std::collections::{BTreeMap, HashMap};

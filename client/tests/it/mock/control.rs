@@ -14,6 +14,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{JoinedMember, State};
 
+/// As a broker has such a limit.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 8;
+
 #[derive(Clone)]
 struct Control {
     state: Arc<State>,
@@ -23,6 +26,7 @@ struct Control {
 pub fn services(state: Arc<State>, data_address: String) -> Router {
     let control = Control { state, data_address };
     Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .add_service(broker::BrokerServiceServer::new(control.clone()))
         .add_service(topic::TopicServiceServer::new(control.clone()))
         .add_service(offset::OffsetServiceServer::new(control.clone()))
