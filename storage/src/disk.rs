@@ -20,6 +20,8 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 #[cfg(feature = "testing")]
 pub use crash::{CrashModel, Survives};
 #[cfg(feature = "testing")]
@@ -136,6 +138,21 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
 
     /// The descriptor, to send from.
     fn as_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// Whether an error says that the device cannot read a block.
+pub(crate) fn is_bad_block(error: &io::Error) -> bool {
+    is_errno(error, &[Errno::IO])
+}
+
+/// Whether an error says that the process, or the system, has no file descriptor left.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    is_errno(error, &[Errno::MFILE, Errno::NFILE])
+}
+
+fn is_errno(error: &io::Error, numbers: &[Errno]) -> bool {
+    let number = error.raw_os_error();
+    numbers.iter().any(|errno| number == Some(errno.raw_os_error()))
 }
 
 /// Reads exactly `buffer.len()` bytes, or fails with `UnexpectedEof`.

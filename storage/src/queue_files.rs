@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 
 use crate::consume_queue::{ENTRY_BYTES, FILE_ENTRIES, IndexRead};
-use crate::disk::{Disk, DiskFile, read_exact_at};
+use crate::disk::{Disk, DiskFile, is_bad_block, read_exact_at};
 use crate::queue_sums::QueueFile;
 
 const FILE_BYTES: u64 = FILE_ENTRIES * ENTRY_BYTES;
@@ -128,7 +128,7 @@ impl QueueFiles {
             return Ok(false);
         }
         for (noted, &base) in noted.iter().zip(&wanted) {
-            let file = self.file(queue, base, false)?;
+            let file = self.file(queue, base)?;
             match file.bytes()? {
                 bytes if bytes < noted.bytes() => return Ok(false),
                 bytes if bytes > noted.bytes() => file.set_bytes(noted.bytes())?,
@@ -138,11 +138,15 @@ impl QueueFiles {
         Ok(true)
     }
 
-    /// The bytes a file was noted with; `None` if it has fewer.
+    /// The bytes a file was noted with; `None` if it has fewer, or not all can be read.
     pub(crate) fn read_whole(&self, queue: u32, noted: &QueueFile) -> io::Result<Option<Vec<u8>>> {
         let mut bytes = vec![0; noted.bytes() as usize];
-        let file = self.file(queue, noted.base * ENTRY_BYTES, false)?;
-        Ok((file.read_at(&mut bytes, 0)? == bytes.len()).then_some(bytes))
+        let file = self.file(queue, noted.base * ENTRY_BYTES)?;
+        match file.read_at(&mut bytes, 0) {
+            // The log has everything that was in it.
+            Err(error) if is_bad_block(&error) => Ok(None),
+            read => Ok((read? == bytes.len()).then_some(bytes)),
+        }
     }
 
     /// Writes entries from an offset on; they must not cross the end of a file. Those of a deleted topic
@@ -173,7 +177,7 @@ impl QueueFiles {
     ) -> io::Result<usize> {
         let at = offset * ENTRY_BYTES;
         let base = at - at % FILE_BYTES;
-        let file = self.file(queue, base, false)?;
+        let file = self.file(queue, base)?;
         match how {
             IndexRead::MayBlock => read_exact_at(&*file, bytes, at - base).map(|()| bytes.len()),
             IndexRead::ResidentOnly => {
@@ -188,7 +192,7 @@ impl QueueFiles {
 
     /// Makes what has been written to a file durable.
     pub(crate) fn sync(&self, queue: u32, file: &QueueFile) -> io::Result<()> {
-        self.file(queue, file.base * ENTRY_BYTES, false)?.sync()
+        self.file(queue, file.base * ENTRY_BYTES)?.sync()
     }
 
     /// Removes a queue's files that have only entries below an offset, except the newest.
@@ -239,10 +243,20 @@ impl QueueFiles {
             Folder::Made => {}
         }
         *folder = Folder::Made;
-        self.file(queue, base, true).map(Some)
+        self.cached(queue, base, true).map(Some)
     }
 
-    fn file(&self, queue: u32, base: u64, create: bool) -> io::Result<Arc<dyn DiskFile>> {
+    /// A file that is there.
+    fn file(&self, queue: u32, base: u64) -> io::Result<Arc<dyn DiskFile>> {
+        // Locked until it is open: by now its path may be that of another topic's file.
+        let folder = self.folder.lock();
+        if *folder == Folder::Deleted {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.cached(queue, base, false)
+    }
+
+    fn cached(&self, queue: u32, base: u64, create: bool) -> io::Result<Arc<dyn DiskFile>> {
         self.cache.get((self.number, queue, base), |disk| {
             let path = self.dir.join(file_name(queue, base));
             if create { disk.open_or_create(&path) } else { disk.open(&path) }
@@ -258,4 +272,27 @@ pub(crate) fn parse_file_name(name: &str) -> Option<(u32, u64)> {
     let (queue, base) = name.split_once('-')?;
     let base = (base.len() == 20).then(|| base.parse::<u64>().ok())??;
     (base % FILE_BYTES == 0).then_some((queue.parse().ok()?, base))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn files_of_a_deleted_topic_are_never_those_of_the_one_that_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = FileCache::new(Arc::new(RealDisk));
+        let open = || QueueFiles::open(cache.clone(), dir.path().join("t")).unwrap();
+        let entry = [1; ENTRY_BYTES as usize];
+        let (deleted, mut read) = (open(), entry);
+        deleted.write(0, 0, &entry).unwrap();
+        deleted.delete().unwrap();
+        let next = open();
+        next.write(0, 0, &[2; ENTRY_BYTES as usize]).unwrap();
+        let error = deleted.read(0, 0, &mut read, IndexRead::MayBlock).unwrap_err();
+        assert_eq!((error.kind(), read), (io::ErrorKind::NotFound, entry));
+        next.read(0, 0, &mut read, IndexRead::MayBlock).unwrap();
+        assert_eq!(read, [2; ENTRY_BYTES as usize]);
+    }
 }

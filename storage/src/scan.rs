@@ -7,7 +7,7 @@ use std::sync::Arc;
 use longwire_proto::record::{CHECKSUM_PROPERTY_BYTES, RECORD_BYTES_MIN, RecordView, write_blank};
 use memchr::memmem;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, is_bad_block};
 use crate::segment::Segment;
 
 /// Bytes read at once; any record fits.
@@ -69,10 +69,6 @@ impl SegmentFile {
     pub(crate) fn end(&self) -> u64 {
         self.base + self.bytes
     }
-}
-
-fn is_bad_block(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// The segments' positions and paths in a log's folder, in order. Other files are passed over.

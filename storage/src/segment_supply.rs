@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::appender::Appender;
 use crate::config::{AppendPath, StoreConfig};
-use crate::disk::Disk;
+use crate::disk::{Disk, is_out_of_descriptors};
 use crate::error::AppendError;
 use crate::marks::Marks;
 use crate::segment::Segment;
@@ -226,7 +226,7 @@ impl SegmentSupply {
             }
             Err(error) if is_full(&error) => {
                 tracing::warn!(
-                    dir = %self.dir.display(), bytes = self.segment_bytes,
+                    dir = %self.dir.display(), bytes = self.segment_bytes, %error,
                     "no space for the next segment; writes are refused until there is"
                 );
                 state.full_since = Some(Instant::now());
@@ -269,10 +269,11 @@ impl SegmentSupply {
     }
 }
 
-/// Whether an error says that there is no space, which can pass.
+/// Whether an error says that there is no space, or no file descriptor, which can pass.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     // By its kind: redb's errors have lost their number.
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || is_out_of_descriptors(error)
 }
 
 #[cfg(test)]
