@@ -180,6 +180,11 @@ impl ConsumeQueue {
         (state.newest_end <= position).then(|| (state.first, state.end()))
     }
 
+    /// Where in the log the newest record ends.
+    pub(crate) fn newest_end(&self) -> u64 {
+        self.state.lock().newest_end
+    }
+
     /// The newest entry, if there is one.
     pub(crate) fn last(&self) -> io::Result<Option<Entry>> {
         let (first, end) = {
@@ -339,7 +344,7 @@ impl ConsumeQueue {
     /// One past the last offset whose record lies wholly below a position. Cheap where that is the
     /// end of the queue or close to it.
     pub(crate) fn end_below(&self, position: u64) -> io::Result<u64> {
-        let (first, base) = {
+        let (first, mut high) = {
             let state = self.state.lock();
             if state.newest_end <= position {
                 return Ok(state.end());
@@ -350,11 +355,19 @@ impl ConsumeQueue {
                 None => (state.first, state.base),
             }
         };
-        self.search(first..base, |entry| Ok(entry.end() <= position))
+        // Mostly not far before them, in pages that were just written.
+        let mut step = PAGE_ENTRIES as u64;
+        loop {
+            let low = high.saturating_sub(step).max(first);
+            if low == first || self.entry(low)?.end() <= position {
+                return self.search(low..high, |entry| Ok(entry.end() <= position));
+            }
+            (high, step) = (low, 2 * step);
+        }
     }
 
-    /// Forgets the entries of records below a position; `true` if it had some. Their files go with
-    /// [`remove_old`](Self::remove_old).
+    /// Forgets the entries of records below a position; `true` if it had some, or has files left of
+    /// others, which go with [`remove_old`](Self::remove_old).
     pub(crate) fn trim(&self, first_position: u64) -> io::Result<bool> {
         let (first, end) = {
             let state = self.state.lock();
@@ -362,7 +375,8 @@ impl ConsumeQueue {
         };
         let kept = self.search(first..end, |entry| Ok(entry.position < first_position))?;
         self.trim_to(kept);
-        Ok(kept > first)
+        let state = self.state.lock();
+        Ok(kept > first || state.sums.has_old(state.first))
     }
 
     /// Forgets the entries below an offset.

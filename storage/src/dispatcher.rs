@@ -185,13 +185,17 @@ impl Dispatcher {
             if all { self.dispatch(pass, record).map(|()| true) } else { Ok(false) }
         })?;
         self.marks.dispatched.advance(to);
+        let mut unflushed = Vec::new();
         for queue in pass.touched.drain(..) {
             if queue.waits_for_flush() {
-                self.unflushed.push(to, queue);
+                unflushed.push((queue.index.newest_end(), queue));
             } else {
                 queue.wake();
             }
         }
+        // What others have appended behind a queue's records need not be flushed for it.
+        unflushed.sort_unstable_by_key(|(end, _)| *end);
+        unflushed.into_iter().for_each(|(end, queue)| self.unflushed.push(end, queue));
         self.flushed();
         Ok(all)
     }

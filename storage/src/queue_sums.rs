@@ -87,6 +87,11 @@ impl QueueSums {
         &self.files[self.old(offset)..]
     }
 
+    /// Whether some files, beside the newest, only have entries below an offset.
+    pub(crate) fn has_old(&self, offset: u64) -> bool {
+        self.old(offset) > 0
+    }
+
     /// Forgets the files that only have entries below an offset, except the newest.
     pub(crate) fn forget_below(&mut self, offset: u64) {
         self.files.drain(..self.old(offset));

@@ -131,3 +131,25 @@ fn what_is_carried_forward_never_undoes_what_was_changed_meanwhile() {
     store.close().unwrap();
     assert_eq!(committed(&Store::open(limited).unwrap()), expected, "after a restart");
 }
+
+#[test]
+fn index_files_go_with_the_segments_also_where_a_topic_keeps_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let limited =
+        StoreConfig { segment_bytes: 4 << 20, retention_bytes: Some(8 << 20), ..eager(dir.path()) };
+    let store = Store::open(limited).unwrap();
+    let queue = topic(&store, "t", 1).queue(0).unwrap();
+    let update = TopicUpdate { retention_bytes: Some(1 << 20), ..TopicUpdate::default() };
+    store.update_topic("t", update).unwrap();
+    // More than one index file holds.
+    let bodies = vec![&b""[..]; 10_000];
+    for _ in 0..31 {
+        append_bodies(&store, &queue, &bodies);
+    }
+    until("the topic's limit", || queue.min_offset() > 300_000);
+    let other = topic(&store, "other", 1).queue(0).unwrap();
+    append_bodies(&store, &other, &vec![&[7; 100_000][..]; 40]);
+    let files = || std::fs::read_dir(dir.path().join("consumequeue/t")).unwrap().count();
+    until("a single index file", || files() == 1);
+    store.close().unwrap();
+}
