@@ -75,7 +75,9 @@ impl Flusher {
 
     /// Makes the log durable between two positions.
     pub(crate) fn sync(&self, from: u64, to: u64) -> io::Result<()> {
-        for segment in self.log.segments().iter() {
+        let segments = self.log.segments();
+        let first = segments.partition_point(|segment| segment.end() <= from);
+        for segment in &segments[first..] {
             let (start, end) = (segment.base().max(from), segment.filled_end().min(to));
             if start < end {
                 segment.sync(self.append_path, start, end)?;

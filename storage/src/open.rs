@@ -257,7 +257,7 @@ fn open_views(
             }
         }
     }
-    trim_topics(&log, &dispatcher.topics, now_ms()).map_err(unreadable)?;
+    trim_topics(&log, end, &dispatcher.topics, now_ms()).map_err(unreadable)?;
     Ok((database, Arc::new(dispatcher)))
 }
 

@@ -79,6 +79,8 @@ pub struct Topic {
     created_position: u64,
     files: Arc<QueueFiles>,
     queues: ArcSwap<Vec<Arc<Queue>>>,
+    /// How far the log must be dispatched before there may be too many bytes of this topic.
+    trim_at: AtomicU64,
 }
 
 impl Topic {
@@ -90,7 +92,18 @@ impl Topic {
             created_position,
             files: Arc::new(files),
             queues: ArcSwap::default(),
+            trim_at: AtomicU64::new(0),
         }
+    }
+
+    /// Whether there may be too many bytes of this topic where the log is dispatched up to there.
+    pub(crate) fn may_be_too_large(&self, dispatched: u64) -> bool {
+        dispatched >= self.trim_at.load(Relaxed)
+    }
+
+    /// There are not, before the log is dispatched up to there or the topic is changed.
+    pub(crate) fn fits_until(&self, dispatched: u64) {
+        self.trim_at.store(dispatched, Relaxed);
     }
 
     /// Its name.
@@ -167,6 +180,7 @@ impl Topic {
         }
         self.queues.store(Arc::new(queues));
         *self.config.write() = config;
+        self.trim_at.store(0, Relaxed);
         Ok(())
     }
 }

@@ -4,14 +4,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use longwire_proto::record::RecordView;
-
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::{Entry, IndexRead};
 use crate::disk::read_exact_at;
 use crate::error::ReadError;
 use crate::marks::Marks;
 use crate::queue::Queue;
+use crate::scan::check_record;
 use crate::segment::Segment;
 
 /// Entries read from the consume queue at once, at least and at most.
@@ -147,21 +146,33 @@ fn entries_wanted(plan: &ReadPlan, from: u64, bytes_max: u64) -> u64 {
 }
 
 /// The first offset whose record was stored at or after a time, in milliseconds since 1970; the end of
-/// the queue if there is none. May wait for a disk.
+/// the queue if there is none. A record that cannot be read does not count as older: the offset may be
+/// too low, and never too high. May wait for a disk.
 pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io::Result<u64> {
     let range = queue.min_offset()..queue.max_offset();
-    let mut bytes = Vec::new();
-    queue.index.search(range, |entry| {
-        let segment = log.find(entry.position);
-        let Some(segment) = segment.filter(|segment| entry.end() <= segment.filled_end()) else {
-            return Ok(true);
-        };
-        // Not through the mapping, where a page that cannot be read ends the process.
-        bytes.resize(entry.size as usize, 0);
-        read_exact_at(segment.file(), &mut bytes, entry.position - segment.base())?;
-        let record = RecordView::parse(&bytes);
-        Ok(record.map_or(true, |record| record.store_timestamp_ms() < time_ms))
-    })
+    // Where retention asks, mostly the first record is not older.
+    if range.is_empty() || !is_older(log, &queue.index.entry(range.start)?, time_ms) {
+        return Ok(range.start);
+    }
+    queue.index.search(range, |entry| Ok(is_older(log, entry, time_ms)))
+}
+
+fn is_older(log: &CommitLog, entry: &Entry, time_ms: i64) -> bool {
+    let segment = log.find(entry.position);
+    let Some(segment) = segment.filter(|segment| entry.end() <= segment.filled_end()) else {
+        return true;
+    };
+    // Not through the mapping, where a page that cannot be read ends the process.
+    let mut bytes = vec![0; entry.size as usize];
+    let read = read_exact_at(segment.file(), &mut bytes, entry.position - segment.base());
+    let record = read.map_err(|error| error.to_string());
+    match record.and_then(|()| check_record(&bytes, entry.position)) {
+        Ok(record) => record.store_timestamp_ms() < time_ms,
+        Err(error) => {
+            tracing::warn!(position = entry.position, %error, "a record cannot be read");
+            false
+        }
+    }
 }
 
 impl ReadPlan {

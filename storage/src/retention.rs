@@ -169,8 +169,13 @@ fn has_below(topic: &Topic, segment: &Segment) -> io::Result<bool> {
 }
 
 /// Hides the messages that are beyond their topics' own limits. They stay in the log until their
-/// segment goes, and would come back with a higher limit.
-pub(crate) fn trim_topics(log: &CommitLog, topics: &Topics, now_ms: i64) -> io::Result<()> {
+/// segment goes, and would come back with a higher limit. The log has been dispatched up to there.
+pub(crate) fn trim_topics(
+    log: &CommitLog,
+    dispatched: u64,
+    topics: &Topics,
+    now_ms: i64,
+) -> io::Result<()> {
     for topic in topics.all() {
         let TopicConfig { retention_ms, retention_bytes, .. } = topic.config();
         if retention_ms > 0 {
@@ -180,15 +185,24 @@ pub(crate) fn trim_topics(log: &CommitLog, topics: &Topics, now_ms: i64) -> io::
                 queue.index.trim_to(first);
             }
         }
-        if retention_bytes > 0 {
-            keep_newest(&topic, retention_bytes)?;
+        if retention_bytes > 0 && topic.may_be_too_large(dispatched) {
+            let kept = keep_newest(&topic, retention_bytes)?;
+            // Before the log has grown by that much, no more need be hidden; and a sixteenth too much is
+            // not worth a look at all that is kept.
+            let spare = (retention_bytes - kept).max(retention_bytes / 16).max(1);
+            topic.fits_until(dispatched + spare);
+            // It may have been changed meanwhile.
+            if topic.config().retention_bytes != retention_bytes {
+                topic.fits_until(0);
+            }
         }
     }
     Ok(())
 }
 
-/// Hides all but the newest messages of a topic that together have no more than `bytes_max`.
-fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
+/// Hides all but the newest messages of a topic that together have no more than `bytes_max`; returns how
+/// many bytes those have.
+fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<u64> {
     let queues = topic.queues();
     let at_once = (ENTRIES_AT_ONCE / queues.len().max(1)).max(ENTRIES_AT_ONCE_MIN);
     let mut kept: Vec<NewestFirst<'_>> =
@@ -200,15 +214,15 @@ fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<()> {
     }
     let mut bytes = 0;
     while let Some((_, size, at)) = newest.pop() {
-        bytes += u64::from(size);
-        if bytes > bytes_max {
+        if bytes + u64::from(size) > bytes_max {
             break;
         }
+        bytes += u64::from(size);
         kept[at].go_on();
         newest.extend(kept[at].newest()?.map(|entry| (entry.position, entry.size, at)));
     }
     kept.iter().for_each(|kept| kept.queue.index.trim_to(kept.end()));
-    Ok(())
+    Ok(bytes)
 }
 
 /// The entries of a queue from the newest on, read some at a time.
@@ -271,7 +285,8 @@ impl Housekeeper {
         let before = self.firsts();
         let (now_ms, jumped) = self.retention.clock.lock().look(Instant::now(), now_ms());
         if !jumped {
-            trim_topics(&self.log, &self.dispatcher.topics, now_ms)?;
+            let dispatched = self.marks.dispatched.get();
+            trim_topics(&self.log, dispatched, &self.dispatcher.topics, now_ms)?;
         }
         loop {
             let segments = self.log.segments();
@@ -287,23 +302,24 @@ impl Housekeeper {
             }
         }
         self.reserve.fill()?;
-        self.note_overtaken(&before);
+        self.note_overtaken(before);
         Ok(())
     }
 
-    /// Removes the oldest segment; `false` if it is not durable, or not dispatched, yet.
+    /// Removes the oldest segment; `false` if it is not dispatched yet.
     fn remove_oldest(
         &self,
         segment: &Arc<Segment>,
         carry: &impl Fn(Choose<'_>) -> Result<(), AppendError>,
     ) -> Result<bool, RetainError> {
+        self.marks.flush(segment.end()).map_err(io::Error::other)?;
+        if self.marks.dispatched.get() < segment.end() {
+            return Ok(false);
+        }
         let floors = self.floors(segment.end())?;
         carry(&|| self.views.read().carried_forward(segment.end(), &floors))?;
         // No view on disk may need the segment any more.
         self.checkpoint_to_make_room()?;
-        if self.marks.durable.get().min(self.marks.dispatched.get()) < segment.end() {
-            return Ok(false);
-        }
         self.log.pop_oldest();
         let mut trimmed = Vec::new();
         for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
@@ -349,37 +365,38 @@ impl Housekeeper {
         Ok(floors)
     }
 
-    /// The first retained offset of each queue in which a group has committed.
-    fn firsts(&self) -> HashMap<(Arc<str>, u32), u64> {
-        let views = self.views.read();
-        let committed = views.groups.values().flat_map(|group| &group.offsets);
-        let queues = committed.flat_map(|(topic, queues)| queues.keys().map(move |q| (topic, *q)));
-        queues
-            .filter_map(|(topic, id)| {
-                let queue = self.dispatcher.topics.get(topic)?.queue(id)?;
-                Some(((topic.clone(), id), queue.min_offset()))
-            })
-            .collect()
+    /// The first retained offset of every queue.
+    fn firsts(&self) -> Vec<(Arc<Queue>, u64)> {
+        let queues = self.dispatcher.topics.all().into_iter().flat_map(|topic| topic.queues());
+        queues.map(|queue| (queue.clone(), queue.min_offset())).collect()
     }
 
-    /// Counts and logs the messages that are gone before a group has got to them.
-    fn note_overtaken(&self, before: &HashMap<(Arc<str>, u32), u64>) {
-        let firsts = self.firsts();
+    /// Counts and logs the messages that are gone before a group has got to them; `before` are the first
+    /// offsets as they were.
+    fn note_overtaken(&self, before: Vec<(Arc<Queue>, u64)>) {
+        let mut moved: HashMap<Arc<str>, Vec<(u32, u64, u64)>> = HashMap::new();
+        for (queue, was) in before {
+            let first = queue.min_offset();
+            if first > was {
+                moved.entry(queue.topic().clone()).or_default().push((queue.id(), was, first));
+            }
+        }
         let mut overtaken = Overtaken::new();
-        for (name, group) in &self.views.read().groups {
-            for (topic, queues) in &group.offsets {
-                for (&queue, committed) in queues {
-                    let key = (topic.clone(), queue);
-                    let (Some(&was), Some(&first)) = (before.get(&key), firsts.get(&key)) else {
-                        continue;
-                    };
-                    let missed = first.saturating_sub(was.max(committed.value));
+        // Only then: what is committed meanwhile waits.
+        let views = (!moved.is_empty()).then(|| self.views.read());
+        for (name, group) in views.iter().flat_map(|views| &views.groups) {
+            for (topic, moved) in &moved {
+                let Some(committed) = group.offsets.get(topic) else { continue };
+                for (queue, was, first) in moved {
+                    let committed = committed.get(queue).map_or(u64::MAX, |at| at.value);
+                    let missed = first.saturating_sub(committed.max(*was));
                     if missed > 0 {
                         *overtaken.entry((name.clone(), topic.clone())).or_default() += missed;
                     }
                 }
             }
         }
+        drop(views);
         let mut total = self.retention.overtaken.lock();
         for ((group, topic), messages) in overtaken {
             tracing::warn!(

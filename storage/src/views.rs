@@ -308,14 +308,13 @@ fn offsets_record(group: &str, topic: &str, queues: Vec<QueueOffset>) -> Option<
 
 /// A topic's record, with floors that are higher than those it has.
 fn with_floors(record: &TopicRecord, floors: &[QueueOffset]) -> TopicRecord {
-    let mut record = record.clone();
-    for floor in floors {
-        match record.floors.iter_mut().find(|known| known.queue == floor.queue) {
-            Some(known) => known.offset = known.offset.max(floor.offset),
-            None => record.floors.push(*floor),
-        }
+    let mut highest = BTreeMap::new();
+    for floor in record.floors.iter().chain(floors) {
+        let highest: &mut u64 = highest.entry(floor.queue).or_default();
+        *highest = floor.offset.max(*highest);
     }
-    record
+    let floors = highest.into_iter().map(|(queue, offset)| QueueOffset { queue, offset }).collect();
+    TopicRecord { floors, ..record.clone() }
 }
 
 /// Whether a topic that is not known may have been created before the first record of the log.

@@ -211,6 +211,20 @@ fn committed_offsets_outlive_restarts_and_end_with_group_and_topic() {
 }
 
 #[test]
+fn a_search_by_time_never_leads_past_a_record_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    let queue = topic(&store, "t", 1).queue(0).unwrap();
+    let damaged = append_bodies(&store, &queue, &[b"0", b"1", b"2"])[0].position + 130;
+    assert_eq!(store.offset_at_time(&queue, i64::MAX).unwrap(), 3);
+    let segment = dir.path().join("commitlog").join(format!("{:020}", 0));
+    let file = std::fs::OpenOptions::new().write(true).open(segment).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xFF], damaged).unwrap();
+    let found = store.offset_at_time(&queue, i64::MAX).unwrap();
+    assert!(found <= 1, "{found}");
+}
+
+#[test]
 fn a_search_by_time_finds_the_first_record_not_older() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(config(dir.path())).unwrap();
