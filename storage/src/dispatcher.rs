@@ -4,13 +4,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use longwire_proto::record::{RECORD_BYTES_MIN, RecordView};
+use longwire_proto::record::RecordView;
 use parking_lot::{Mutex, RwLock};
 
 use crate::call::Call;
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
-use crate::disk::read_exact_at;
 use crate::marks::Marks;
 use crate::queue::{Queue, Topic};
 use crate::scan::{check_record, is_blank};
@@ -270,11 +269,7 @@ impl Dispatcher {
 
 /// The store timestamp of the first record of a segment; `None` if there is none.
 pub(crate) fn oldest_ms(segment: &Segment) -> Option<i64> {
-    // Not through the mapping, where a page that cannot be read ends the process.
-    let mut bytes = vec![0; RECORD_BYTES_MIN];
-    read_exact_at(segment.file(), &mut bytes, 0).ok()?;
-    bytes.resize(RecordView::size_of(&bytes).ok()?, 0);
-    read_exact_at(segment.file(), &mut bytes, 0).ok()?;
+    let bytes = segment.read_record(segment.base()).ok()?;
     Some(RecordView::parse(&bytes).ok()?.store_timestamp_ms())
 }
 

@@ -151,26 +151,27 @@ fn entries_wanted(plan: &ReadPlan, from: u64, bytes_max: u64) -> u64 {
 pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io::Result<u64> {
     let range = queue.min_offset()..queue.max_offset();
     // Where retention asks, mostly the first record is not older.
-    if range.is_empty() || !is_older(log, &queue.index.entry(range.start)?, time_ms) {
+    let is_first = |entry: &Entry| is_older(log, entry, time_ms) == Some(false);
+    if range.is_empty() || is_first(&queue.index.entry(range.start)?) {
         return Ok(range.start);
     }
-    queue.index.search(range, |entry| Ok(is_older(log, entry, time_ms)))
+    queue.index.search(range, |entry| Ok(is_older(log, entry, time_ms).unwrap_or(false)))
 }
 
-fn is_older(log: &CommitLog, entry: &Entry, time_ms: i64) -> bool {
+/// Whether a record was stored before a time; `None` where it cannot be read. An entry of no message
+/// counts as the record that follows, to whose position it leads.
+fn is_older(log: &CommitLog, entry: &Entry, time_ms: i64) -> Option<bool> {
     let segment = log.find(entry.position);
     let Some(segment) = segment.filter(|segment| entry.end() <= segment.filled_end()) else {
-        return true;
+        return Some(true);
     };
-    // Not through the mapping, where a page that cannot be read ends the process.
-    let mut bytes = vec![0; entry.size as usize];
-    let read = read_exact_at(segment.file(), &mut bytes, entry.position - segment.base());
-    let record = read.map_err(|error| error.to_string());
-    match record.and_then(|()| check_record(&bytes, entry.position)) {
-        Ok(record) => record.store_timestamp_ms() < time_ms,
+    let record = segment.read_record(entry.position);
+    let record = record.as_deref().map_err(String::clone);
+    match record.and_then(|bytes| check_record(bytes, entry.position)) {
+        Ok(record) => Some(record.store_timestamp_ms() < time_ms),
         Err(error) => {
             tracing::warn!(position = entry.position, %error, "a record cannot be read");
-            false
+            None
         }
     }
 }

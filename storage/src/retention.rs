@@ -190,7 +190,7 @@ pub(crate) fn trim_topics(
             // Before the log has grown by that much, no more need be hidden; and a sixteenth too much is
             // not worth a look at all that is kept.
             let spare = (retention_bytes - kept).max(retention_bytes / 16).max(1);
-            topic.fits_until(dispatched + spare);
+            topic.fits_until(dispatched.saturating_add(spare));
             // It may have been changed meanwhile.
             if topic.config().retention_bytes != retention_bytes {
                 topic.fits_until(0);
@@ -320,7 +320,6 @@ impl Housekeeper {
         carry(&|| self.views.read().carried_forward(segment.end(), &floors))?;
         // No view on disk may need the segment any more.
         self.checkpoint_to_make_room()?;
-        self.log.pop_oldest();
         let mut trimmed = Vec::new();
         for queue in self.dispatcher.topics.all().iter().flat_map(|topic| topic.queues()) {
             if queue.unless_deleted(queue.index.trim(segment.end()))? {
@@ -330,6 +329,8 @@ impl Housekeeper {
                 trimmed.push(queue);
             }
         }
+        // From here on it must go before the next one.
+        self.log.pop_oldest();
         *self.retention.leaving.lock() = Some(Leaving { segment: segment.clone(), trimmed });
         self.unlink_leaving()?;
         Ok(true)

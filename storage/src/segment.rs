@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 
-use longwire_proto::record::{BLANK_BYTES, write_blank};
+use longwire_proto::record::{BLANK_BYTES, RECORD_BYTES_MIN, RecordView, write_blank};
 
 use crate::config::AppendPath;
-use crate::disk::{Disk, DiskFile, MappedTail, Mapping};
+use crate::disk::{Disk, DiskFile, MappedTail, Mapping, read_exact_at};
 use crate::plant::{Plant, planted};
 
 /// A preallocated file, mapped, that holds the log's bytes from `base` on.
@@ -49,10 +49,11 @@ impl Segment {
     ) -> io::Result<Segment> {
         let path = dir.join(Self::file_name(base));
         let file = disk.create_reserved(&path, bytes)?;
-        if !planted(Plant::NoDirectorySync) {
-            disk.sync_dir(dir)?;
-        }
-        Self::map(path, file, base, bytes, 0)
+        let synced = if planted(Plant::NoDirectorySync) { Ok(()) } else { disk.sync_dir(dir) };
+        synced.and_then(|()| Self::map(path.clone(), file, base, bytes, 0)).inspect_err(|_| {
+            // Or it would stand in the way of another try.
+            let _ = disk.remove(&path);
+        })
     }
 
     /// Takes over an open file of which the first `filled` bytes are complete.
@@ -103,6 +104,24 @@ impl Segment {
     pub(crate) fn slice(&self, from: u64, to: u64) -> Option<&[u8]> {
         let (from, to) = (from.checked_sub(self.base)?, to.checked_sub(self.base)?);
         self.mapping.slice(from as usize, to as usize)
+    }
+
+    /// The bytes of the record that begins at a position, if one does. Read, and not through the mapping,
+    /// where a page that cannot be read ends the process.
+    pub(crate) fn read_record(&self, position: u64) -> Result<Vec<u8>, String> {
+        let at = position - self.base;
+        let read = |bytes: &mut [u8]| {
+            read_exact_at(&*self.file, bytes, at).map_err(|error| error.to_string())
+        };
+        let mut bytes = vec![0; RECORD_BYTES_MIN];
+        read(&mut bytes)?;
+        let size = RecordView::size_of(&bytes).map_err(|error| error.to_string())?;
+        if position + size as u64 > self.filled_end() {
+            return Err(format!("a record of {size} bytes leads past the log"));
+        }
+        bytes.resize(size, 0);
+        read(&mut bytes)?;
+        Ok(bytes)
     }
 
     pub(crate) fn newest_ms(&self) -> i64 {

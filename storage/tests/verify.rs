@@ -317,6 +317,8 @@ fn offsets_of_lost_messages_at_a_queues_end_are_not_given_again() {
     let queue = store.topic("t").unwrap().queue(1).unwrap();
     assert_eq!(append_bodies(&store, &queue, &[b"next"])[0].offset, 20, "19 is lost");
     assert_eq!(read_from(&store, &queue, 19), [(20, b"next".to_vec())]);
+    // What is lost has the time of what follows.
+    assert_eq!(store.offset_at_time(&queue, i64::MAX).unwrap(), 21);
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(super) struct Fetch {
     bytes_max: u64,
     topics: Vec<WantedTopic>,
     queues: Vec<WantedQueue>,
+    /// The queue that the next look begins with.
+    first: usize,
 }
 
 #[derive(Debug)]
@@ -140,21 +142,23 @@ impl Fetch {
             topics.push(WantedTopic { topic, queues: table.unwrap_or_default(), filter });
         }
         let bytes_max = u64::from(request.max_bytes).min(FETCH_BYTES_MAX as u64);
-        Ok(Fetch { correlation_id, bytes_max, topics, queues })
+        // Every fetch begins with another queue, so that under a limit none is always last.
+        let first = (correlation_id % count as u64) as usize;
+        Ok(Fetch { correlation_id, bytes_max, topics, queues, first })
     }
 
-    /// Looks for records, or errors to report, in all queues.
-    ///
-    /// Every fetch begins with another queue, so that under a limit of bytes none is always last.
+    /// Looks for records, or errors to report, in all queues, or in as many as its limits allow.
     pub(super) fn look(&mut self, store: &Store, how: IndexRead) -> Result<Found, IndexCold> {
         let mut found = Found::default();
-        let count = self.queues.len();
-        let first = (self.correlation_id % count as u64) as usize;
+        let (count, first) = (self.queues.len(), self.first);
         let (mut cold, mut passed_over) = (false, 0);
         for index in (first..count).chain(0..first) {
             let left = self.bytes_max.saturating_sub(found.bytes);
-            let is_full = found.bytes > 0 && (left == 0 || found.ranges.len() >= RANGES_MAX);
-            if is_full || passed_over >= PASSED_OVER_MAX {
+            if found.bytes > 0 && (left == 0 || found.ranges.len() >= RANGES_MAX) {
+                break;
+            }
+            if passed_over >= PASSED_OVER_MAX {
+                self.first = index;
                 break;
             }
             let wanted = &mut self.queues[index];

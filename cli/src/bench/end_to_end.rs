@@ -52,7 +52,7 @@ pub(super) async fn run(global: &Global, args: EndToEndArgs) -> Result<(), Failu
         )));
     }
     let files = Files::create(&args.files)?;
-    let target = interrupt::race(&interrupted, Target::open(global, &args.topic)).await?;
+    let target = Target::open(global, &args.topic, &interrupted).await?;
     let outcome = Box::pin(measure(global, &args, &target, &interrupted)).await;
     target.close(global, &interrupted).await;
     let (report, record) = outcome?;

@@ -36,7 +36,7 @@ pub(crate) struct ProduceArgs {
 pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
     let files = Files::create(&args.files)?;
-    let target = interrupt::race(&interrupted, Target::open(global, &args.topic)).await?;
+    let target = Target::open(global, &args.topic, &interrupted).await?;
     let cpu = cpu::cpu_time();
     let sent = Box::pin(send(global, &args, &target, &interrupted)).await;
     let cpu = cpu::since(cpu);

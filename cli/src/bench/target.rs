@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use longwire_client::{Client, Durability, NewTopic, TopicDescription, TopicDurability};
+use longwire_client::{Client, Durability, NewTopic, Topic, TopicDescription, TopicDurability};
 use tokio_util::sync::CancellationToken;
 
 use super::TopicArgs;
@@ -11,6 +11,19 @@ use crate::connection::connect;
 use crate::error::Failure;
 use crate::topic::DurabilityArg;
 use crate::{interrupt, output};
+
+async fn find_or_create(client: &Client, args: &TopicArgs) -> Result<Topic, Failure> {
+    let admin = client.admin();
+    if let Some(name) = &args.topic {
+        return Ok(admin.describe_topic(name).await?.topic);
+    }
+    let name = format!("bench-{:016x}", fastrand::u64(..));
+    let mut new = NewTopic::new(name).queues(args.queues);
+    if let Some(durability) = args.durability {
+        new = new.durability(durability.to_client());
+    }
+    Ok(admin.create_topic(new).await?)
+}
 
 /// A topic to measure on.
 #[derive(Debug)]
@@ -28,19 +41,16 @@ pub(super) struct Target {
 
 impl Target {
     /// Connects, and finds the topic or makes one.
-    pub(super) async fn open(global: &Global, args: &TopicArgs) -> Result<Target, Failure> {
-        let client = connect(global).await?;
-        let admin = client.admin();
-        let topic = match &args.topic {
-            Some(name) => admin.describe_topic(name).await?.topic,
-            None => {
-                let name = format!("bench-{:016x}", fastrand::u64(..));
-                let mut new = NewTopic::new(name).queues(args.queues);
-                if let Some(durability) = args.durability {
-                    new = new.durability(durability.to_client());
-                }
-                admin.create_topic(new).await?
-            }
+    pub(super) async fn open(
+        global: &Global,
+        args: &TopicArgs,
+        interrupted: &CancellationToken,
+    ) -> Result<Target, Failure> {
+        let client = interrupt::race(interrupted, connect(global)).await?;
+        // Once it is being made, it is waited for: else nobody would delete it.
+        let topic = tokio::select! {
+            topic = find_or_create(&client, args) => topic?,
+            () = interrupt::given_up(interrupted) => return Err(Failure::interrupted()),
         };
         Ok(Target {
             name: topic.name.into(),

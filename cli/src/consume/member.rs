@@ -124,6 +124,12 @@ impl Reading {
         if self.commit_at.take().is_none() {
             return Ok(());
         }
+        if self.consumer.assignment().is_empty() {
+            // Not a member now. A commit that fails would have it all again; what comes back as it was
+            // is committed then.
+            self.commit_at = Some(Instant::now() + COMMIT_INTERVAL);
+            return Ok(());
+        }
         match self.consumer.commit().await {
             // A queue has moved to another member, which repeats what was not committed; or this one is
             // about to join again. The other queues are still to be committed.

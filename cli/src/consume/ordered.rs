@@ -183,10 +183,9 @@ impl Reading {
                 _ = look.tick(), if self.merge.is_awaiting() => Vec::new(),
                 () = until(idle) => return Ok(End::Idle),
             };
-            if received.is_empty() {
+            let has_come = !received.is_empty();
+            if !has_come {
                 self.close_passed();
-            } else {
-                idle = limits.idle.map(|idle| Instant::now() + idle);
             }
             for message in received {
                 self.admit(message);
@@ -202,6 +201,10 @@ impl Reading {
             }
             sink.flush()?;
             self.balance();
+            // Writing may have taken long.
+            if has_come {
+                idle = limits.idle.map(|idle| Instant::now() + idle);
+            }
         }
         Ok(End::Complete)
     }

@@ -79,8 +79,13 @@ impl Queues {
         let in_flight_max = limits.in_flight_max.saturating_sub(1).max(1);
         let spread = self.states.len().div_ceil(in_flight_max);
         let queues_max = spread.clamp(QUEUES_PER_FETCH, QUEUES_PER_FETCH_MAX);
-        if self.outstanding == 0 {
-            self.packed = self.fetches_wanted(queues_max);
+        if self.packed_queues != self.states.len() {
+            // Counted only while all of them are wanted.
+            self.packed = 0;
+            if self.outstanding == 0 {
+                self.packed = self.fetches_wanted(queues_max);
+                self.packed_queues = self.states.len();
+            }
         }
         let groups = self.states.len().div_ceil(queues_max).max(self.packed).max(1);
         let budget = limits.prefetch_bytes_max.max(groups * 2 * SHARE_BYTES_MIN);

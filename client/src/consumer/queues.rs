@@ -80,9 +80,10 @@ pub(super) struct Queues {
     pub(super) reserved_bytes: usize,
     /// Fetches without an answer.
     pub(super) outstanding: usize,
-    /// How many fetches asked for all that was wanted when last none was outstanding: no packing
-    /// anew makes them fewer.
+    /// How many fetches ask for all queues: no packing anew makes them fewer. 0 where that is not known.
     pub(super) packed: usize,
+    /// How many queues that was counted for.
+    pub(super) packed_queues: usize,
     /// A fetch is held back until no more than this is buffered or reserved.
     pub(super) starved: Option<usize>,
     errors: VecDeque<Error>,
