@@ -17,7 +17,7 @@ use prost::Message;
 use rustix::event::epoll;
 use rustix::net::{RecvFlags, recv};
 
-use crate::matrix::Case;
+use crate::matrix::{Case, Residency};
 use crate::store::{RECORD_BYTES, Records};
 
 /// How much of an answer is read in order to be looked at.
@@ -62,6 +62,8 @@ struct Connection {
     records: Records,
     /// The next fetch, counted through all queues.
     slot: u64,
+    /// How many fetches it may still begin.
+    left: u64,
     next_id: u64,
     pending: Vec<(u64, Instant)>,
     buffer: Vec<u8>,
@@ -70,7 +72,8 @@ struct Connection {
 }
 
 impl Client {
-    /// Connects and says hello. Connection 3 of 4 begins at three quarters of the records.
+    /// Connects and says hello. Connection 3 of 4 begins at three quarters of the records. Where they
+    /// are cold it ends before the next one's: what that has fetched is not cold any more.
     pub(crate) fn connect(
         address: SocketAddr,
         records: Records,
@@ -79,9 +82,11 @@ impl Client {
     ) -> io::Result<Client> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut connections = Vec::with_capacity(case.connections);
+        let share = records.slots(case.size) / case.connections as u64;
+        let left = if case.residency == Residency::Cold { share } else { u64::MAX };
         for number in 0..case.connections {
             let slot = records.slots(case.size) * number as u64 / case.connections as u64;
-            let connection = Connection::open(address, records, slot)?;
+            let connection = Connection::open(address, records, slot, left)?;
             let data = epoll::EventData::new_u64(number as u64);
             epoll::add(&epoll, &connection.stream, data, epoll::EventFlags::IN)?;
             connections.push(connection);
@@ -97,7 +102,8 @@ impl Client {
         Ok(rustix::process::setpriority_process(None, 19)?)
     }
 
-    /// Fetches as long as `more` says so, told how many were begun and how long it has been.
+    /// Fetches as long as `more` says so, told how many were begun and how long it has been, and there is
+    /// something left to fetch.
     pub(crate) fn run(
         &mut self,
         case: &Case,
@@ -107,7 +113,7 @@ impl Client {
         let mut outcome =
             Outcome { latency: histogram(), fetches: 0, bytes: 0, elapsed: Duration::ZERO };
         for connection in &mut self.connections {
-            for _ in 0..case.in_flight {
+            for _ in 0..connection.left.min(case.in_flight as u64) {
                 connection.fetch(case.size, Instant::now())?;
                 begun += 1;
             }
@@ -127,7 +133,7 @@ impl Client {
                     let now = Instant::now();
                     outcome.count(bytes, now - sent)?;
                     going = going && more(begun, now - began);
-                    if going {
+                    if going && connection.left > 0 {
                         connection.fetch(case.size, Instant::now())?;
                         begun += 1;
                     }
@@ -144,7 +150,7 @@ impl Client {
 }
 
 impl Connection {
-    fn open(address: SocketAddr, records: Records, slot: u64) -> io::Result<Connection> {
+    fn open(address: SocketAddr, records: Records, slot: u64, left: u64) -> io::Result<Connection> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         let hello = data::HelloRequest {
@@ -160,13 +166,14 @@ impl Connection {
         stream.set_nonblocking(true)?;
         let buffer = Vec::with_capacity(LOOKED_AT_BYTES);
         let (pending, current) = (Vec::new(), None);
-        Ok(Connection { stream, records, slot, next_id: 2, pending, buffer, current })
+        Ok(Connection { stream, records, slot, left, next_id: 2, pending, buffer, current })
     }
 
     /// Asks for the next records.
     fn fetch(&mut self, size: usize, now: Instant) -> io::Result<()> {
         let (queue, offset) = self.records.at(self.slot, size);
         self.slot = (self.slot + 1) % self.records.slots(size);
+        self.left -= 1;
         let queue = data::FetchQueue { queue, offset, max_bytes: 0 };
         let topic = data::FetchTopic {
             topic: self.records.topic.into(),

@@ -117,16 +117,12 @@ impl Plan<'_> {
         if case.beside == Beside::CatchUp {
             return self.sample_beside(broker, client, case);
         }
-        let slots = broker.records(&self.sizes, case.layout).slots(case.size);
         if case.residency == Residency::Hot {
             let first = (case.connections * case.in_flight) as u64;
             client.run(case, |begun, took| begun < 4 * first && took < self.moment / 4)?;
         }
         let before = Counters::of(pid)?;
-        let outcome = client.run(case, |begun, took| {
-            // Cold bytes are cold once.
-            took < self.moment && (case.residency == Residency::Hot || begun < slots)
-        })?;
+        let outcome = client.run(case, |_, took| took < self.moment)?;
         let used = Counters::of(pid)?.since(before);
         Ok(Sample { outcome, used, beside: (0, 0) })
     }
@@ -164,13 +160,11 @@ impl Plan<'_> {
             beside: Beside::Alone,
         };
         let mut reader = self.start(broker, &history)?;
-        let slots = broker.records(&self.sizes, history.layout).slots(history.size);
         let reading = &AtomicBool::new(true);
         std::thread::scope(|scope| {
             let read = scope.spawn(move || {
                 self.pinning.consume();
-                let outcome =
-                    reader.give_way().and_then(|()| reader.run(&history, |begun, _| begun < slots));
+                let outcome = reader.give_way().and_then(|()| reader.run(&history, |_, _| true));
                 reading.store(false, Relaxed);
                 outcome.map(|outcome| (outcome.fetches, outcome.bytes))
             });
