@@ -76,29 +76,45 @@ fn factors(cells: Cells<'_>, run: &[(Case, Arm)]) -> String {
 }
 
 fn ranking(cells: Cells<'_>, case: Case) -> Option<(String, String)> {
+    let (figure, [takes, take]) = decisive(case);
     let best = forced(cells, case).next()?;
     let even: Vec<&str> = forced(cells, case)
-        .filter(|cell| cell.cpu_us_per_fetch <= best.cpu_us_per_fetch * EVEN)
+        .filter(|cell| figure(cell) <= figure(best) * EVEN)
         .map(|cell| cell.arm.name())
         .collect();
     let mut all: Vec<&Cell> = cells.at(case).collect();
-    all.sort_by(|a, b| a.cpu_us_per_fetch.total_cmp(&b.cpu_us_per_fetch));
+    all.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
     let others: Vec<String> = all
         .into_iter()
         .filter(|cell| !even.contains(&cell.arm.name()))
         .map(|cell| {
-            let cpu = cell.cpu_us_per_fetch / best.cpu_us_per_fetch;
+            let (name, ratio) = (cell.arm.name(), figure(cell) / figure(best));
             let (p99, rate) = (cell.p99_us / best.p99_us, cell.mb_per_s / best.mb_per_s);
-            format!("{} {cpu:.2} (p99 {p99:.2}, MB/s {rate:.2})", cell.arm.name())
+            match case.beside {
+                Beside::Alone => format!("{name} {ratio:.2} (p99 {p99:.2}, MB/s {rate:.2})"),
+                Beside::CatchUp => format!("{name} {ratio:.2} (MB/s {rate:.2})"),
+            }
         })
         .collect();
-    let verb = if even.len() == 1 { "takes" } else { "take" };
-    Some((format!("{} {verb} the least CPU", even.join(" and ")), others.join(", ")))
+    let verb = if even.len() == 1 { takes } else { take };
+    Some((format!("{} {verb}", even.join(" and ")), others.join(", ")))
 }
 
-/// The single paths at a case, the one with the least CPU first.
+/// What the arms are ranked by: CPU, but for cases beside a catch-up reader. There a fetch is the
+/// tail's or the reader's, in a mixture that differs from arm to arm.
+fn decisive(case: Case) -> (fn(&Cell) -> f64, [&'static str; 2]) {
+    match case.beside {
+        Beside::Alone => {
+            (|cell| cell.cpu_us_per_fetch, ["takes the least CPU", "take the least CPU"])
+        }
+        Beside::CatchUp => (|cell| cell.p99_us, ["has the lowest p99", "have the lowest p99"]),
+    }
+}
+
+/// The single paths at a case, the best first.
 fn forced(cells: Cells<'_>, case: Case) -> impl Iterator<Item = &Cell> {
+    let (figure, _) = decisive(case);
     let mut arms: Vec<&Cell> = cells.at(case).filter(|cell| cell.arm != Arm::Adaptive).collect();
-    arms.sort_by(|a, b| a.cpu_us_per_fetch.total_cmp(&b.cpu_us_per_fetch));
+    arms.sort_by(|a, b| figure(a).total_cmp(&figure(b)));
     arms.into_iter()
 }

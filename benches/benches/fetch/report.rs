@@ -298,7 +298,9 @@ fn cell_table(cells: Cells<'_>) -> Table {
         title: "Every cell",
         note:
             "Percentiles over all rounds, other figures the rounds' medians. CPU, calls, switches \
-               and faults are the broker's; beside a catch-up reader they are of all that it does."
+               and faults are the broker's. Beside a catch-up reader they are of all that it does, \
+               over the fetches of both, whose mixture differs between the arms; but calls are \
+               counted without that reader."
                 .into(),
         head: vec![
             "case",
