@@ -16,8 +16,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::measure::Plan;
 use crate::process::thread_cpu;
 
-/// One call of the bare servers; the broker's own limit.
-const CALL_BYTES: usize = 256 << 10;
+/// One call of the bare servers, as the broker limits its own.
+const SENDFILE_BYTES: usize = 1 << 20;
+const COPY_BYTES: usize = 512 << 10;
 /// What a fetch of one small record asks and gets.
 const ECHO_REQUEST_BYTES: usize = 40;
 const ECHO_ANSWER_BYTES: usize = 1060;
@@ -92,13 +93,13 @@ type Send = fn(&TcpStream, &File, u64, &mut [u8]) -> io::Result<usize>;
 /// Sends a file round and round for a moment, by a thread on the servers' core.
 fn stream(plan: &Plan<'_>, file: &Path, copy: bool, send: Send) -> io::Result<Stream> {
     let file = File::open(file)?;
-    let length = file.metadata()?.len() / CALL_BYTES as u64 * CALL_BYTES as u64;
+    let length = file.metadata()?.len() / SENDFILE_BYTES as u64 * SENDFILE_BYTES as u64;
     let (listener, address) = listen()?;
     std::thread::scope(|scope| {
         let server = scope.spawn(move || {
             plan.pinning.serve();
             let connection = listener.accept()?.0;
-            let mut buffer = vec![0; CALL_BYTES];
+            let mut buffer = vec![0; COPY_BYTES];
             let (began, cpu, mut sent) = (Instant::now(), thread_cpu(), 0);
             while began.elapsed() < plan.moment {
                 sent += send(&connection, &file, sent % length, &mut buffer)? as u64;
@@ -126,7 +127,7 @@ fn stream(plan: &Plan<'_>, file: &Path, copy: bool, send: Send) -> io::Result<St
 
 fn send_file(to: &TcpStream, from: &File, at: u64, _buffer: &mut [u8]) -> io::Result<usize> {
     let mut at = at;
-    Ok(rustix::fs::sendfile(to, from, Some(&mut at), CALL_BYTES)?)
+    Ok(rustix::fs::sendfile(to, from, Some(&mut at), SENDFILE_BYTES)?)
 }
 
 fn read_write(mut to: &TcpStream, from: &File, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
