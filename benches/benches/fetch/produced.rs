@@ -27,25 +27,37 @@ pub(crate) struct Produced {
 /// For adaptive, and for what other brokers do about history.
 pub(crate) fn measure(plan: &Plan<'_>, arms: &mut [ArmBroker]) -> io::Result<Vec<Produced>> {
     let compared = |broker: &&mut ArmBroker| [Arm::Adaptive, Arm::Sendfile].contains(&broker.arm);
-    let mut rows = Vec::new();
-    for broker in arms.iter_mut().filter(compared) {
-        let (mut alone, mut beside) = (histogram(), histogram());
-        for _ in 0..plan.rounds {
-            plan.restart_cold(broker, plan.sizes.history_end())?;
-            plan.pinning.consume();
-            let mut producer = Connection::open(broker.running().addresses().data)?;
-            let began = Instant::now();
-            produce_while(&mut producer, &mut histogram(), || began.elapsed() < plan.moment / 4)?;
-            let began = Instant::now();
-            produce_while(&mut producer, &mut alone, || began.elapsed() < plan.moment)?;
-            plan.beside_history(broker, |reading| {
-                produce_while(&mut producer, &mut beside, || reading.load(Relaxed))
-            })?;
+    let mut arms: Vec<_> = arms.iter_mut().filter(compared).collect();
+    let mut latencies: Vec<_> = arms.iter().map(|_| [histogram(), histogram()]).collect();
+    for round in 0..plan.rounds {
+        for turn in 0..arms.len() {
+            let at = (turn + round) % arms.len();
+            sample(plan, arms[at], &mut latencies[at])?;
         }
-        let (alone_us, beside_us) = (percentiles_us(&alone), percentiles_us(&beside));
-        rows.push(Produced { arm: broker.arm, alone_us, beside_us });
     }
-    Ok(rows)
+    let rows = arms.iter().zip(&latencies).map(|(broker, latency)| {
+        let [alone_us, beside_us] = latency.each_ref().map(percentiles_us);
+        Produced { arm: broker.arm, alone_us, beside_us }
+    });
+    Ok(rows.collect())
+}
+
+/// One arm in one round.
+fn sample(
+    plan: &Plan<'_>,
+    broker: &mut ArmBroker,
+    [alone, beside]: &mut [Histogram<u64>; 2],
+) -> io::Result<()> {
+    plan.restart_cold(broker, plan.sizes.history_end())?;
+    let mut producer = Connection::open(broker.running().addresses().data)?;
+    let began = Instant::now();
+    produce_while(&mut producer, &mut histogram(), || began.elapsed() < plan.moment / 4)?;
+    let began = Instant::now();
+    produce_while(&mut producer, alone, || began.elapsed() < plan.moment)?;
+    plan.beside_history(broker, |reading| {
+        produce_while(&mut producer, beside, || reading.load(Relaxed))
+    })?;
+    Ok(())
 }
 
 fn produce_while(
