@@ -95,8 +95,8 @@ pub(crate) fn verdicts(
     };
     let acknowledged = beside(factor(Arm::Adaptive), factor(Arm::Sendfile));
     judge("the same of one record produced, until acknowledged", acknowledged, |x| x <= 1.5);
-    judge("better than every single arm somewhere", best_gain(cells), |x| x < 1.0);
-    let mark = "no regret: p50, p99 and CPU within 5 % of the best of buffered, mmap and sendfile, or the noise";
+    judge("hot and alone: better than every single arm somewhere", best_gain(cells), |x| x < 1.0);
+    let mark = "no regret, hot and alone: p50, p99 and CPU within 5 % of the best of buffered, mmap and sendfile, or the noise";
     verdicts.push(no_regret(cells, mark, |arm| arm != Arm::Splice));
     let mark = "the same with splice among them, which is measured for the record";
     verdicts.push(no_regret(cells, mark, |_| true));
