@@ -32,6 +32,18 @@ pub fn broker_binary() -> &'static Path {
     })
 }
 
+/// Has cargo see to it that [`broker_binary`] is of these sources and of this profile as it is now,
+/// unless another one is named. For who measures it: the time it was built at tells nothing of how.
+///
+/// # Panics
+///
+/// If it cannot be built.
+pub fn build_broker() {
+    if env::var_os(BROKER_VARIABLE).is_none() {
+        build(&profile_folder().join("longwire-broker"));
+    }
+}
+
 /// The `torture` binary of this package and profile, which cargo builds before any suite of it.
 pub fn torture_binary() -> PathBuf {
     profile_folder().join("torture")

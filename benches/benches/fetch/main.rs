@@ -73,6 +73,7 @@ fn run() -> io::Result<()> {
         println!("{USAGE}");
         return Ok(());
     }
+    longwire_tests::binary::build_broker();
     let quick = has("--quick");
     let began = Instant::now();
     let folder = target_folder().join("longwire-bench");
