@@ -24,7 +24,8 @@ pub(crate) struct CopyRow {
     pub(crate) size: usize,
     pub(crate) syscalls: Option<f64>,
     pub(crate) context_switches: Option<f64>,
-    /// Lookups of reads, `sendfile` and `splice`, each of up to 15 folios.
+    /// Lookups of reads, `sendfile` and `splice`, each of up to 15 folios; `None` also on a kernel that
+    /// does not tell.
     pub(crate) page_cache_lookups: Option<f64>,
     /// Entries made in page tables, up to 16 pages each, and faults in mapped files.
     pub(crate) pages_mapped: Option<f64>,
@@ -74,11 +75,18 @@ fn row(plan: &Plan<'_>, broker: &mut ArmBroker, case: &Case) -> io::Result<CopyR
     let fetches = |bytes: u64| bytes / case.size as u64;
     client.run(case, |begun, _| begun < 8)?;
     let events = [SYSCALLS, SWITCHES, LOOKUPS, MAPPINGS, FAULTS];
-    let (outcome, counts) = plan.method.count(pid, &events, plan.scratch, || {
-        client.run(case, |begun, _| begun < fetches(COUNTED_BYTES))
-    })?;
+    let mut counted = |events: &[&str]| {
+        plan.method.count(pid, events, plan.scratch, || {
+            client.run(case, |begun, _| begun < fetches(COUNTED_BYTES))
+        })
+    };
+    let (mut outcome, mut counts) = counted(&events)?;
+    if counts.is_none() {
+        // perf takes all or none, and older kernels have these only.
+        (outcome, counts) = counted(&events[..2])?;
+    }
     let gigabytes = outcome.bytes as f64 / 1e9;
-    let count = |at: usize| counts.as_ref().map(|counts| counts[at] / gigabytes);
+    let count = |at: usize| counts.as_ref()?.get(at).map(|count| count / gigabytes);
 
     let strace = Strace::attach(pid, plan.scratch.join("traced"));
     let outcome = client.run(case, |begun, _| begun < fetches(TRACED_BYTES))?;

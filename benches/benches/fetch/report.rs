@@ -192,16 +192,20 @@ fn copy_table(run: &Run) -> Table {
             row.theory().into(),
         ]
     };
-    let note = "For each GB (10^9 bytes) of records; hot. System calls, context switches, page-cache \
+    let mut note = "For each GB (10^9 bytes) of records; hot. System calls, context switches, page-cache \
                 lookups (filemap:mm_filemap_get_pages, up to 15 folios each) and mappings \
                 (mm_filemap_map_pages and mm_filemap_fault) counted by perf stat in all threads of the \
                 broker. Bytes are what the calls returned under strace: those that read segments are \
                 copied by the kernel from page cache to user memory, those written to sockets from \
                 user memory or mapping to socket buffers, those of sendfile and splice are not copied. \
-                Copies within the process are not seen by either; theory names them.";
+                Copies within the process are not seen by either; theory names them."
+        .to_owned();
+    if run.copies.iter().any(|row| row.syscalls.is_some() && row.page_cache_lookups.is_none()) {
+        note += " This kernel lacks the events of page-cache lookups and mappings.";
+    }
     Table {
         title: "Copies",
-        note: note.into(),
+        note,
         head: vec![
             "path",
             "system calls",
