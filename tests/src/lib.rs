@@ -27,11 +27,22 @@ pub mod torture;
 pub mod vanish;
 pub mod wait;
 
+use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write;
 
 /// A number that differs from one call to the next.
 pub fn random() -> u64 {
     RandomState::new().build_hasher().finish()
+}
+
+/// Says that something is not tested here, and why. A test that passes shows this, too, as it is not
+/// printed by a macro: what those print is captured.
+pub fn skip(reason: impl Display) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a thread");
+    // Nothing can be done where not even that can be said.
+    let _ = writeln!(std::io::stderr(), "skipped in {test}: {reason}");
 }
 
 /// Bytes that differ from one seed to the next and do not repeat soon.

@@ -8,6 +8,8 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::skip;
+
 /// Every call that moves bytes.
 const CALLS: &str = "trace=sendfile,splice,read,readv,pread64,preadv,preadv2,\
                      write,writev,pwrite64,sendto,sendmsg,sendmmsg";
@@ -33,7 +35,7 @@ pub struct Call {
 }
 
 impl Strace {
-    /// Attaches to a process; `None`, with the reason printed, where that cannot be done here.
+    /// Attaches to a process; `None`, with the reason said, where that cannot be done here.
     ///
     /// `output` is where strace writes what it sees.
     pub fn attach(pid: u32, output: PathBuf) -> Option<Strace> {
@@ -55,7 +57,7 @@ impl Strace {
         let mut child = match started {
             Ok(child) => child,
             Err(error) => {
-                println!("skipped what strace would show: it cannot be started: {error}");
+                skip(format_args!("what strace would show: it cannot be started: {error}"));
                 return None;
             }
         };
@@ -63,7 +65,7 @@ impl Strace {
         let mut first = String::new();
         let _ = messages.read_line(&mut first);
         if !first.contains("attached") {
-            println!("skipped what strace would show: {}", first.trim());
+            skip(format_args!("what strace would show: {}", first.trim()));
             let _ = child.wait();
             return None;
         }

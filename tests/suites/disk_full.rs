@@ -14,16 +14,16 @@ use longwire_storage::disk::{Fault, FaultDisk, Outcome, Verb};
 use longwire_storage::{AppendError, CommittedOffset, RecordRun, Store, StoreConfig, TopicConfig};
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::frame_client::{FrameClient, fetch, record, split};
-use longwire_tests::noise;
 use longwire_tests::small_disk::{FileSystem, SmallDisk};
 use longwire_tests::wait::{until, within};
+use longwire_tests::{noise, skip};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BODY_BYTES: usize = 64 << 10;
 
-/// A file system of a few MiB in memory; `None`, with the reason printed, where that is not allowed.
+/// A file system of a few MiB in memory; `None`, with the reason said, where that is not allowed.
 fn small_disk(mib: u64) -> Option<SmallDisk> {
-    SmallDisk::make(FileSystem::Tmpfs, mib).map_err(|reason| println!("skipped: {reason}")).ok()
+    SmallDisk::make(FileSystem::Tmpfs, mib).map_err(skip).ok()
 }
 
 #[test]

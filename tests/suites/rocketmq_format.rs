@@ -160,7 +160,7 @@ async fn compressed_bodies_carry_rocketmqs_flags_and_come_back_whole() {
 #[tokio::test]
 async fn a_broker_reached_over_ipv6_stores_ipv6_hosts() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("skipped: this machine has no IPv6");
+        longwire_tests::skip("this machine has no IPv6");
         return;
     }
     let dir = TempDir::new().unwrap();

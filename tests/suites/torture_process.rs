@@ -8,6 +8,9 @@ fn run(class: &str, options: Options) -> Report {
     let (_, run) = CLASSES.iter().find(|(name, _)| *name == class).expect("a class of that name");
     let report = run(&options);
     println!("{}", report.line());
+    if let Some(reason) = &report.skipped {
+        longwire_tests::skip(reason);
+    }
     report
 }
 
