@@ -9,7 +9,7 @@ mod truth;
 mod workload;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,9 +79,13 @@ fn restart(image: io::Result<FaultDisk>, truth: &Truth, what: &str, report: &mut
     }
 }
 
+/// The folder of the log's files.
+fn log() -> PathBuf {
+    Path::new(DIR).join("commitlog")
+}
+
 /// The bytes of the log's files.
-fn log_bytes(disk: &FaultDisk) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+fn log_bytes(disk: &FaultDisk) -> Vec<(PathBuf, Vec<u8>)> {
     let files = disk.files().expect("files in memory can be read");
-    let dir = Path::new(DIR).join("commitlog");
-    files.into_iter().filter(|(path, _)| path.starts_with(&dir)).collect()
+    files.into_iter().filter(|(path, _)| path.starts_with(log())).collect()
 }

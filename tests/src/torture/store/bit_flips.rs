@@ -11,7 +11,7 @@ use longwire_storage::OpenError;
 use longwire_storage::disk::FaultDisk;
 
 use super::truth::{Found, Truth};
-use super::{DIR, EVERYTHING, log_bytes, open, worked};
+use super::{EVERYTHING, log, log_bytes, open, worked};
 use crate::torture::{Options, Report};
 
 /// Flips if no other number is given.
@@ -25,7 +25,7 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     let mut report = Report::new("bit-flips", options);
     let mut rng = Rng::with_seed(options.seed);
     let flips = options.count.unwrap_or(FLIPS);
-    let mut tally = Tally::default();
+    let (mut tally, mut choices) = (Tally::default(), crc32fast::Hasher::new());
     // What a store that was killed had not flushed was not acknowledged: its tail.
     for closed in [true, false] {
         let (disk, truth) = match worked(closed, STEPS, rng.fork()) {
@@ -38,6 +38,11 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
         report.acked += truth.acked_by(usize::MAX);
         let chosen =
             if options.all { full_segment(&disk) } else { spread(&disk, flips / 2, &mut rng) };
+        // The views are as long as time has made them, and so differ the bits chosen in them.
+        for flip in chosen.iter().filter(|flip| flip.path.starts_with(log())) {
+            choices.update(flip.path.as_os_str().as_encoded_bytes());
+            choices.update(&flip.bit.to_le_bytes());
+        }
         for (flip, outcome) in flip_each(&disk, &truth, chosen) {
             tally.count(&flip, outcome, &mut report);
         }
@@ -45,6 +50,7 @@ pub(in crate::torture) fn run(options: &Options) -> Report {
     report.figure("refused", tally.refused);
     report.figure("told", tally.told);
     report.figure("harmless", tally.harmless);
+    report.figure("log_choices_crc", choices.finalize());
     report
 }
 
@@ -101,11 +107,10 @@ impl Tally {
 /// behind the durable position.
 fn spread(disk: &FaultDisk, flips: u64, rng: &mut Rng) -> Vec<Flip> {
     let files = disk.files().expect("files in memory can be read");
-    let log = Path::new(DIR).join("commitlog");
     let (segments, others): (Vec<_>, Vec<_>) = files
         .iter()
         .filter(|(path, bytes)| bytes.iter().any(|byte| *byte != 0) && !path.ends_with("lock"))
-        .partition(|(path, _)| path.starts_with(&log));
+        .partition(|(path, _)| path.starts_with(log()));
     let newest = &segments[segments.len().saturating_sub(2)..];
     let of_segments = newest.iter().map(|file| (file, flips / 4));
     let share = flips / 2 / others.len().max(1) as u64;
