@@ -4,10 +4,11 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::broker::{TestBroker, failure, longwire};
-use crate::commands::interrupt;
+use crate::commands::{interrupt, signal};
 
 /// A figure of a report.
 fn number(report: &Value, name: &str) -> f64 {
@@ -219,11 +220,14 @@ fn message_that_comes_twice_is_noticed_and_makes_the_run_fail() {
     let load = ["bench", "end-to-end", "--topic", "t", "--rate", "200", "--warmup", "0s"];
     let child = broker.spawn(&[&load[..], &["--duration", "4s", "--json"]].concat(), Stdio::null());
     wait_for_messages(&broker);
+    // However long the next takes, the run is not over before.
+    signal(&child, Signal::STOP);
     let folder = tempfile::tempdir().unwrap();
     broker.ok(&["consume", "t", "--max", "1", "--output-dir", folder.path().to_str().unwrap()]);
     let copy = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
     let copy = copy.display().to_string();
     broker.ok(&["produce", "t", "--split", "file", &copy]);
+    signal(&child, Signal::CONT);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -2,8 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::broker::{TestBroker, failure, longwire};
 
@@ -170,7 +172,10 @@ fn help_names_the_exit_codes_and_shells_get_completions() {
 }
 
 /// Presses Ctrl-C.
-pub(crate) fn interrupt(child: &std::process::Child) {
-    let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+pub(crate) fn interrupt(child: &Child) {
+    signal(child, Signal::INT);
+}
+
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
 }
