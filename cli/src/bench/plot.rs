@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-/// Room beside the plot for labels.
+/// Room beside the plot for labels; on the right for half of `99.9999 %`.
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 34.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 48.0;
 
