@@ -141,12 +141,12 @@ impl Walk {
         if segments.is_empty() {
             return Err(OpenError::Absent(dir.to_owned()));
         }
-        let mut census = Census::new(disk, &paths);
         let mut verified = Verified {
             segments: segments.len() as u64,
             first_position: segments.first().map_or(0, |first| first.base),
             ..Verified::default()
         };
+        let mut census = Census::new(disk, &paths, verified.first_position);
         let newest_ms = walk(&segments, &known, &mut census, &mut verified)?;
         for damage in &mut verified.damage {
             damage.messages = census.messages_at(damage.position..damage.position + damage.bytes);

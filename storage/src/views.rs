@@ -150,7 +150,7 @@ impl Views {
                 }
                 // A change alone does not say where the topic begins: the record before is needed too.
                 said_at = if whole { position } else { known.position };
-                created_position(known)
+                record.created_position.unwrap_or_else(|| created_position(known))
             }
             None if may_precede(&self.deleted, &name) => record.created_position.unwrap_or(0),
             None => record.created_position.unwrap_or(position),

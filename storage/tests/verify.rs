@@ -255,6 +255,9 @@ fn two_ends() -> tempfile::TempDir {
             let committed = CommittedOffset { topic: "t".into(), queue: 1, offset: 20 };
             let end = store.commit_offsets("g", &[committed]).unwrap();
             store.flushed_blocking(end).unwrap();
+            // Alone it would be taken for the creation, and hide what comes before.
+            let update = TopicUpdate { retention_ms: Some(86_400_000), ..TopicUpdate::default() };
+            store.update_topic("t", update).unwrap();
         }
     }
     store.close().unwrap();

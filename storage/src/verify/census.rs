@@ -31,8 +31,6 @@ pub(crate) struct Census {
     queues: BTreeMap<(String, u32), Seen>,
     /// What the log says.
     folded: Views,
-    /// No record has been seen yet.
-    is_first: bool,
     /// What the views on disk say, with what the log says beyond where they have come to.
     stored: Option<Stored>,
     /// Where that is.
@@ -43,6 +41,8 @@ pub(crate) struct Census {
 /// What has been seen of one queue.
 #[derive(Debug, Default)]
 struct Seen {
+    /// Where the first of its records stands.
+    first: u64,
     next: u64,
     gaps: Vec<(u64, u64)>,
     wrong_entries: u64,
@@ -53,21 +53,27 @@ struct Seen {
 }
 
 impl Census {
-    pub(crate) fn new(disk: Arc<dyn Disk>, paths: &Paths) -> Census {
+    /// A census of a log that begins at a position.
+    pub(crate) fn new(disk: Arc<dyn Disk>, paths: &Paths, log_begins: u64) -> Census {
         let mut lines = Vec::new();
-        let stored = match read_copy(&*disk, &paths.views) {
+        let mut stored = match read_copy(&*disk, &paths.views) {
             Ok(stored) => stored,
             Err(error) => {
                 lines.push(format!("{}: {error}", paths.views.display()));
                 None
             }
         };
+        let mut folded = Views::default();
+        if log_begins > 0 {
+            folded.begin_anew();
+            let unwritten = stored.as_mut().filter(|stored| stored.views.folded == 0);
+            unwritten.into_iter().for_each(|stored| stored.views.begin_anew());
+        }
         Census {
             disk,
             queues_dir: paths.queues.clone(),
             queues: BTreeMap::new(),
-            folded: Views::default(),
-            is_first: true,
+            folded,
             stored_end: stored.as_ref().map_or(0, |stored| stored.views.folded),
             stored,
             lines,
@@ -82,11 +88,6 @@ impl Census {
     /// A whole record of the log, the next one.
     pub(crate) fn saw(&mut self, record: &RecordView<'_>) {
         let end = record.position() + record.size() as u64;
-        if std::mem::take(&mut self.is_first) && record.position() > 0 {
-            self.folded.begin_anew();
-            let unwritten = self.stored.as_mut().filter(|stored| stored.views.folded == 0);
-            unwritten.into_iter().for_each(|stored| stored.views.begin_anew());
-        }
         if let Some(system) = SystemRecord::read(record) {
             if let Some(stored) = &mut self.stored {
                 stored.views.fold(system.clone(), record.position(), end);
@@ -98,6 +99,7 @@ impl Census {
         let first = !self.queues.contains_key(&key);
         let stored = self.stored.as_ref();
         let seen = self.queues.entry(key).or_insert_with(|| Seen {
+            first: record.position(),
             noted: stored.and_then(|stored| noted(stored, topic, queue)).unwrap_or_default(),
             ..Seen::default()
         });
@@ -123,6 +125,18 @@ impl Census {
         self.folded.end_anew();
         let Some(Stored { views, .. }) = &mut self.stored else { return Vec::new() };
         views.end_anew();
+        for (name, topic) in &mut self.folded.topics {
+            let queues = (name.to_string(), 0)..=(name.to_string(), u32::MAX);
+            let first = self.queues.range(queues).map(|(_, seen)| seen.first).min();
+            // Where a log without its beginning does not tell when a topic was created, it counts as older.
+            // That makes no difference but to records in between.
+            if let Some(stored) = views.topics.get(name)
+                && created_position(topic) < created_position(stored)
+                && first.is_none_or(|first| first >= created_position(stored))
+            {
+                topic.value.created_position = Some(created_position(stored));
+            }
+        }
         let mut floors = Floors::new();
         for message in lost.iter().flat_map(|damage| &damage.messages) {
             let LostMessage { topic, queue, offset, position } = message;
