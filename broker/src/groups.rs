@@ -49,6 +49,12 @@ struct Active {
     timer: Option<u64>,
 }
 
+/// How many visible messages of a queue with these offsets, its first and one past its last, a group has
+/// not committed; all of them where it has committed nothing.
+pub(crate) fn lag((min, max): (u64, u64), committed: Option<u64>) -> u64 {
+    max.saturating_sub(committed.unwrap_or(min).max(min))
+}
+
 /// A group as `DescribeGroup` sees its members.
 #[derive(Debug, Default)]
 pub(crate) struct GroupView {

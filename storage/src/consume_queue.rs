@@ -154,7 +154,7 @@ impl ConsumeQueue {
         let state = State { base: end, stored: end, synced: end, sums, ..State::default() };
         let index = ConsumeQueue { files, queue, state: Mutex::new(state) };
         // The first file can begin with entries that never were.
-        let first = index.search(base..end, |entry| Ok(*entry == Entry::NONE))?;
+        let first = index.search(base..end, |entry| *entry == Entry::NONE)?;
         let newest_end = if first < end { index.entry(end - 1)?.end() } else { 0 };
         {
             let mut state = index.state.lock();
@@ -327,12 +327,12 @@ impl ConsumeQueue {
     pub(crate) fn search(
         &self,
         range: Range<u64>,
-        mut before: impl FnMut(&Entry) -> io::Result<bool>,
+        mut before: impl FnMut(&Entry) -> bool,
     ) -> io::Result<u64> {
         let (mut low, mut high) = (range.start, range.end);
         while low < high {
             let middle = low + (high - low) / 2;
-            if before(&self.entry(middle)?)? {
+            if before(&self.entry(middle)?) {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -360,7 +360,7 @@ impl ConsumeQueue {
         loop {
             let low = high.saturating_sub(step).max(first);
             if low == first || self.entry(low)?.end() <= position {
-                return self.search(low..high, |entry| Ok(entry.end() <= position));
+                return self.search(low..high, |entry| entry.end() <= position);
             }
             (high, step) = (low, 2 * step);
         }
@@ -373,7 +373,7 @@ impl ConsumeQueue {
             let state = self.state.lock();
             (state.first, state.end())
         };
-        let kept = self.search(first..end, |entry| Ok(entry.position < first_position))?;
+        let kept = self.search(first..end, |entry| entry.position < first_position)?;
         self.trim_to(kept);
         let state = self.state.lock();
         Ok(kept > first || state.sums.has_old(state.first))

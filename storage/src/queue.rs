@@ -238,12 +238,6 @@ impl Queue {
         self.index.extent_below(visible).unwrap_or_else(|| (self.min_offset(), self.max_offset()))
     }
 
-    /// How many visible messages there are from an offset on.
-    pub fn messages_from(&self, offset: u64) -> u64 {
-        let (min, max) = self.offsets();
-        max.saturating_sub(offset.max(min))
-    }
-
     /// Whether an offset is where the queue ends for those who read it: there is nothing to look for
     /// yet. Where nothing invisible lies behind it, that is known without a look at the index.
     pub fn ends_at(&self, offset: u64) -> bool {

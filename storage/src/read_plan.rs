@@ -155,7 +155,7 @@ pub(crate) fn offset_at_time(log: &CommitLog, queue: &Queue, time_ms: i64) -> io
     if range.is_empty() || is_first(&queue.index.entry(range.start)?) {
         return Ok(range.start);
     }
-    queue.index.search(range, |entry| Ok(is_older(log, entry, time_ms).unwrap_or(false)))
+    queue.index.search(range, |entry| is_older(log, entry, time_ms).unwrap_or(false))
 }
 
 /// Whether a record was stored before a time; `None` where it cannot be read. An entry of no message
@@ -165,15 +165,13 @@ fn is_older(log: &CommitLog, entry: &Entry, time_ms: i64) -> Option<bool> {
     let Some(segment) = segment.filter(|segment| entry.end() <= segment.filled_end()) else {
         return Some(true);
     };
-    let record = segment.read_record(entry.position);
-    let record = record.as_deref().map_err(String::clone);
-    match record.and_then(|bytes| check_record(bytes, entry.position)) {
-        Ok(record) => Some(record.store_timestamp_ms() < time_ms),
-        Err(error) => {
-            tracing::warn!(position = entry.position, %error, "a record cannot be read");
-            None
-        }
-    }
+    let older = segment
+        .read_record(entry.position)
+        .and_then(|bytes| Ok(check_record(&bytes, entry.position)?.store_timestamp_ms() < time_ms));
+    let warn = |error: &String| {
+        tracing::warn!(position = entry.position, %error, "a record cannot be read");
+    };
+    older.inspect_err(warn).ok()
 }
 
 impl ReadPlan {

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{check_group, session};
-use crate::groups::{MemberId, MemberView, Queues};
+use crate::groups::{MemberId, MemberView, Queues, lag};
 use crate::state::{BrokerState, Failure};
 
 #[derive(Debug, Clone)]
@@ -101,7 +101,7 @@ fn describe(state: &BrokerState, name: String) -> DescribeGroupResponse {
         for queue in topic.queues() {
             let key = (Arc::clone(topic.name()), queue.id());
             let member = owners.get(&(topic.name(), queue.id()));
-            lags.push(lag(&queue, committed.get(&key).copied(), member.map_or("", |id| id)));
+            lags.push(queue_lag(&queue, committed.get(&key).copied(), member.map_or("", |id| id)));
         }
     }
     DescribeGroupResponse {
@@ -112,7 +112,7 @@ fn describe(state: &BrokerState, name: String) -> DescribeGroupResponse {
     }
 }
 
-fn lag(queue: &Queue, committed: Option<u64>, member_id: &str) -> QueueLag {
+fn queue_lag(queue: &Queue, committed: Option<u64>, member_id: &str) -> QueueLag {
     let (min_offset, max_offset) = queue.offsets();
     QueueLag {
         topic: queue.topic().to_string(),
@@ -120,7 +120,7 @@ fn lag(queue: &Queue, committed: Option<u64>, member_id: &str) -> QueueLag {
         committed,
         min_offset,
         max_offset,
-        lag: queue.messages_from(committed.unwrap_or(0)),
+        lag: lag((min_offset, max_offset), committed),
         member_id: member_id.to_owned(),
     }
 }

@@ -130,20 +130,17 @@ async fn topics(
         let count = wanted.len();
         return Err(invalid(format!("{count} topics are subscribed to; allowed: 1 to {max}")));
     }
-    let (mut topics, mut missing) = (BTreeSet::new(), Vec::new());
+    let mut topics = BTreeSet::new();
     for name in wanted {
         check_topic(&name)?;
         if name::is_system_topic(&name) {
             let message = format!("topic {name:?} is Longwire's own; groups cannot consume it");
             return Err((ErrorCode::SystemTopic, message));
         }
-        let known = state.store.topic(&name).is_some();
-        if topics.insert(Arc::from(name.as_str())) && !known {
-            missing.push(name);
-        }
+        topics.insert(Arc::from(name));
     }
-    for name in missing {
-        state.topic_or_create(&name).await?;
+    for name in &topics {
+        state.topic_or_create(name).await?;
     }
     Ok(topics)
 }

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::groups::lag;
 use crate::state::BrokerState;
 
 /// Most series of `longwire_group_lag`; a scrape stays small however many groups there are.
@@ -77,9 +78,10 @@ fn register_groups(r: &mut Registry, state: &BrokerState) {
                 break 'groups;
             }
             series += 1;
-            let from = |queue: &Queue| committed.get(&queue.id()).copied().unwrap_or(0);
+            let queues = topic.queues();
             let lag =
-                topic.queues().iter().map(|queue| queue.messages_from(from(queue))).sum::<u64>();
+                |queue: &Arc<Queue>| lag(queue.offsets(), committed.get(&queue.id()).copied());
+            let lag = queues.iter().map(lag).sum::<u64>();
             let labels = [("group", group.clone()), ("topic", topic.name().to_string())];
             lags.get_or_create(&labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
         }

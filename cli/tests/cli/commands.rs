@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -101,14 +101,22 @@ fn reader_that_goes_away_ends_the_command_quietly() {
     assert_eq!((code, said.as_str()), (141, ""), "as a shell sees 'cat'");
 }
 
-#[test]
-fn interrupted_producer_keeps_and_counts_what_it_has_read() {
-    let broker = TestBroker::start();
+/// A producer to topic t that has sent these lines and waits for more.
+fn producer_of(broker: &TestBroker, lines: &[&str]) -> (Child, ChildStdin) {
     broker.ok(&["topic", "create", "t"]);
     let mut producer = broker.spawn(&["produce", "t"], Stdio::piped());
     let mut input = producer.stdin.take().unwrap();
-    input.write_all(b"a\nb\n").unwrap();
-    assert_eq!(broker.ok(&["consume", "t", "--follow", "--max", "2"]), b"a\nb\n");
+    let sent: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    input.write_all(sent.as_bytes()).unwrap();
+    let max = lines.len().to_string();
+    assert_eq!(broker.ok(&["consume", "t", "--follow", "--max", &max]), sent.as_bytes());
+    (producer, input)
+}
+
+#[test]
+fn interrupted_producer_keeps_and_counts_what_it_has_read() {
+    let broker = TestBroker::start();
+    let (producer, _input) = producer_of(&broker, &["a", "b"]);
     interrupt(&producer);
     let (code, said) = failure(&producer.wait_with_output().unwrap());
     assert_eq!(code, 130);
@@ -118,11 +126,7 @@ fn interrupted_producer_keeps_and_counts_what_it_has_read() {
 #[test]
 fn interrupted_producer_without_a_broker_ends_soon_and_says_what_is_not_known() {
     let broker = TestBroker::start();
-    broker.ok(&["topic", "create", "t"]);
-    let mut producer = broker.spawn(&["produce", "t"], Stdio::piped());
-    let mut input = producer.stdin.take().unwrap();
-    input.write_all(b"a\n").unwrap();
-    assert_eq!(broker.ok(&["consume", "t", "--follow", "--max", "1"]), b"a\n");
+    let (mut producer, mut input) = producer_of(&broker, &["a"]);
     drop(broker);
     input.write_all(b"b\n").unwrap();
     let mut said = BufReader::new(producer.stderr.take().unwrap()).lines().map(Result::unwrap);
