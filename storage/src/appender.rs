@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use longwire_proto::record::{BLANK_BYTES, Placement, seal};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::commit_log::CommitLog;
 use crate::config::{AppendPath, StoreConfig};
@@ -43,8 +44,12 @@ pub struct Extent {
 /// A run and the queue it goes to.
 pub type QueueRun<'q, 'r> = (&'q Queue, &'q mut RecordRun<'r>);
 
+/// Where the records of a run are, in their order: mostly in one extent, in more where the log rolled
+/// between them.
+pub type Extents = SmallVec<[Extent; 1]>;
+
 /// What became of one run: where its records are, or why none of them was appended.
-pub type Appended = Result<Vec<Extent>, AppendError>;
+pub type Appended = Result<Extents, AppendError>;
 
 #[derive(Debug)]
 pub(crate) struct Appender {
@@ -195,8 +200,8 @@ impl Appender {
         queue: &Queue,
         run: &mut RecordRun<'_>,
         now_ms: i64,
-    ) -> Vec<Extent> {
-        let mut extents = Vec::with_capacity(1);
+    ) -> Extents {
+        let mut extents = Extents::new();
         let (mut sizes, mut at) = (&run.sizes[..], 0);
         let mut offset = queue.next_offset();
         loop {

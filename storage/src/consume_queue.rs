@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::queue_files::QueueFiles;
 use crate::queue_sums::{QueueFile, QueueSums};
@@ -38,6 +39,9 @@ pub(crate) struct Entry {
     pub(crate) size: u32,
     pub(crate) tag_hash: i64,
 }
+
+/// Entries that were read, of a few without an allocation.
+pub(crate) type Entries = SmallVec<[Entry; 16]>;
 
 impl Entry {
     /// What a file holds where nothing was ever written.
@@ -298,13 +302,13 @@ impl ConsumeQueue {
         offset: u64,
         count: usize,
         how: IndexRead,
-        out: &mut Vec<Entry>,
+        out: &mut Entries,
     ) -> io::Result<()> {
         out.clear();
         let in_file = {
             let state = self.state.lock();
             if let Some(skip) = offset.checked_sub(state.base) {
-                out.extend(state.newest.iter().skip(skip as usize).take(count));
+                out.extend(state.newest.iter().skip(skip as usize).take(count).copied());
                 return Ok(());
             }
             (state.base - offset).min(FILE_ENTRIES - offset % FILE_ENTRIES)
@@ -318,7 +322,7 @@ impl ConsumeQueue {
     }
 
     pub(crate) fn entry(&self, offset: u64) -> io::Result<Entry> {
-        let mut out = Vec::with_capacity(1);
+        let mut out = Entries::new();
         self.read(offset, 1, IndexRead::MayBlock, &mut out)?;
         out.first().copied().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }

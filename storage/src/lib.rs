@@ -79,7 +79,7 @@ mod views;
 mod watermark;
 mod zeros;
 
-pub use appender::{Appended, Extent, QueueRun};
+pub use appender::{Appended, Extent, Extents, QueueRun};
 pub use arrivals::{Arrival, Arrivals, Wanted, block_of};
 pub use config::{AppendPath, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, StoreConfig};
 pub use consume_queue::IndexRead;
@@ -90,7 +90,7 @@ pub use error::{
 #[cfg(feature = "testing")]
 pub use plant::{Plant, plant};
 pub use queue::{Durability, Queue, Topic, TopicConfig, TopicUpdate};
-pub use read_plan::{Range, ReadPlan, TagFilter};
+pub use read_plan::{Range, Ranges, ReadPlan, TagFilter};
 pub use run::RecordRun;
 pub use salvage::{salvage, salvage_on};
 pub use store::{Store, StoreStats};

@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::commit_log::{CommitLog, find};
-use crate::consume_queue::{Entry, IndexRead};
+use crate::consume_queue::{Entries, Entry, IndexRead};
 use crate::disk::read_exact_at;
 use crate::error::ReadError;
 use crate::marks::Marks;
@@ -43,7 +45,7 @@ impl TagFilter {
 #[derive(Debug)]
 pub struct ReadPlan {
     /// Where the records are, in order; adjoining ones are one range.
-    pub ranges: Vec<Range>,
+    pub ranges: Ranges,
     /// How many bytes the ranges have together.
     pub bytes: u64,
     /// How many records they hold.
@@ -55,6 +57,9 @@ pub struct ReadPlan {
     /// One past the queue's last visible offset.
     pub max_offset: u64,
 }
+
+/// Ranges of one plan or of several: mostly one.
+pub type Ranges = SmallVec<[Range; 1]>;
 
 /// Adjoining records in one segment.
 #[derive(Debug, Clone)]
@@ -78,7 +83,7 @@ pub(crate) fn plan_read(
     let visible = queue.visible_position();
     let (min, max) = queue.offsets();
     let mut plan = ReadPlan {
-        ranges: Vec::new(),
+        ranges: Ranges::new(),
         bytes: 0,
         records: 0,
         next_offset: offset,
@@ -92,7 +97,7 @@ pub(crate) fn plan_read(
     }
     let segments = log.segments();
     let tail_from = log.recent_from(marks.written.get());
-    let mut entries = Vec::new();
+    let mut entries = Entries::new();
     while plan.next_offset < max && plan.next_offset - offset < ENTRIES_PER_PLAN_MAX {
         let count = entries_wanted(&plan, offset, bytes_max).min(max - plan.next_offset) as usize;
         match queue.index.read(plan.next_offset, count, index, &mut entries) {
@@ -293,7 +298,7 @@ mod tests {
     fn as_many_entries_are_read_as_the_missing_bytes_probably_take() {
         let wanted = |next_offset, bytes, bytes_max| {
             let (records, min_offset, max_offset) = (0, 0, u64::MAX);
-            let ranges = Vec::new();
+            let ranges = Ranges::new();
             let plan = ReadPlan { ranges, bytes, records, next_offset, min_offset, max_offset };
             entries_wanted(&plan, 100, bytes_max)
         };

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use crate::appender::now_ms;
 use crate::commit_log::CommitLog;
-use crate::consume_queue::{Entry, IndexRead};
+use crate::consume_queue::{Entries, Entry, IndexRead};
 use crate::error::AppendError;
 use crate::housekeeper::Housekeeper;
 use crate::queue::{Queue, Topic, TopicConfig};
@@ -229,14 +229,14 @@ fn keep_newest(topic: &Topic, bytes_max: u64) -> io::Result<u64> {
 struct NewestFirst<'a> {
     queue: &'a Queue,
     /// Those that have been read, oldest first, and the offset of the first of them.
-    entries: Vec<Entry>,
+    entries: Entries,
     begin: u64,
     at_once: u64,
 }
 
 impl<'a> NewestFirst<'a> {
     fn of(queue: &'a Queue, at_once: usize) -> NewestFirst<'a> {
-        let (entries, begin) = (Vec::new(), queue.index.end());
+        let (entries, begin) = (Entries::new(), queue.index.end());
         NewestFirst { queue, entries, begin, at_once: at_once as u64 }
     }
 

@@ -1,6 +1,7 @@
 //! Records of one queue that a producer sends together, checked before they are appended.
 
 use longwire_proto::record::{RecordError, RecordView};
+use smallvec::SmallVec;
 
 use crate::error::{RunError, RunFault};
 
@@ -10,15 +11,15 @@ use crate::error::{RunError, RunFault};
 #[derive(Debug)]
 pub struct RecordRun<'a> {
     pub(crate) bytes: &'a mut [u8],
-    /// The size of each record.
-    pub(crate) sizes: Vec<u32>,
+    /// The size of each record. A run of a few needs no allocation for them.
+    pub(crate) sizes: SmallVec<[u32; 16]>,
 }
 
 impl<'a> RecordRun<'a> {
     /// Checks that `bytes` are whole records of this topic and queue, with the right body checksum
     /// and room for the whole-record checksum.
     pub fn check(topic: &str, queue: u32, bytes: &'a mut [u8]) -> Result<RecordRun<'a>, RunError> {
-        let mut sizes = Vec::new();
+        let mut sizes = SmallVec::new();
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let checked = check_record(topic, queue, rest);

@@ -10,7 +10,7 @@ use longwire_proto::name::{check_group, check_topic};
 use longwire_proto::store::{GroupRecord, OffsetsRecord, QueueOffset, TopicOffsets};
 use parking_lot::{Mutex, RwLock};
 
-use crate::appender::{Appended, Appender, Extent, QueueRun, Room, now_ms};
+use crate::appender::{Appended, Appender, QueueRun, Room, now_ms};
 use crate::commit_log::CommitLog;
 use crate::consume_queue::IndexRead;
 use crate::disk::DiskLock;
@@ -288,20 +288,12 @@ impl Store {
     }
 
     /// Appends one run. Never blocks, as [`append_all`](Self::append_all).
-    pub fn append(
-        &self,
-        queue: &Queue,
-        run: &mut RecordRun<'_>,
-    ) -> Result<Vec<Extent>, AppendError> {
+    pub fn append(&self, queue: &Queue, run: &mut RecordRun<'_>) -> Appended {
         self.append_all(&mut [(queue, run)])?.remove(0)
     }
 
     /// Appends one run; waits for the next segment. Blocks.
-    pub fn append_blocking(
-        &self,
-        queue: &Queue,
-        run: &mut RecordRun<'_>,
-    ) -> Result<Vec<Extent>, AppendError> {
+    pub fn append_blocking(&self, queue: &Queue, run: &mut RecordRun<'_>) -> Appended {
         self.append_all_blocking(&mut [(queue, run)])?.remove(0)
     }
 

@@ -9,6 +9,7 @@ use longwire_proto::ErrorCode;
 use longwire_proto::data::{self, request_header::Request, response_header};
 use longwire_proto::frame::{self, Frame};
 use longwire_proto::limits::{PROTOCOL_VERSION, REQUEST_FRAME_BYTES_MAX};
+use longwire_storage::Ranges;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -83,7 +84,12 @@ impl Connection {
     ) {
         match head(correlation_id, response, 0) {
             Some(head) => {
-                self.outbox.push(Response { head, ranges: Vec::new(), _slot: slot, _plan: None });
+                self.outbox.push(Response {
+                    head,
+                    ranges: Ranges::new(),
+                    _slot: slot,
+                    _plan: None,
+                });
             }
             // Nobody would know what became of the request.
             None => self.abort(),

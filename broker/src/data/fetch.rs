@@ -9,7 +9,7 @@ use longwire_proto::limits::{
     FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, QUEUES_PER_FETCH_MAX, TAGS_PER_FETCH_MAX,
 };
 use longwire_storage::{
-    Arrivals, IndexRead, Queue, Range, ReadError, ReadPlan, Store, TagFilter, Topic, block_of,
+    Arrivals, IndexRead, Queue, Ranges, ReadError, ReadPlan, Store, TagFilter, Topic, block_of,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -61,7 +61,7 @@ struct WantedQueue {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     results: Vec<data::FetchResult>,
-    ranges: Vec<Range>,
+    ranges: Ranges,
     bytes: u64,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use longwire_storage::Range;
+use longwire_storage::Ranges;
 use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -13,7 +13,7 @@ pub(super) struct Response {
     /// Length words and header.
     pub(super) head: Bytes,
     /// The body.
-    pub(super) ranges: Vec<Range>,
+    pub(super) ranges: Ranges,
     /// The request's place among the unanswered of its connection.
     pub(super) _slot: OwnedSemaphorePermit,
     /// Where there is a body: its place among the plans of its connection.

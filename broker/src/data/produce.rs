@@ -7,8 +7,8 @@ use longwire_proto::ErrorCode;
 use longwire_proto::data::{self, response_header};
 use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
 use longwire_proto::name::is_system_topic;
-use longwire_storage::{self as storage, AppendError, Durability, Extent, Queue};
-use longwire_storage::{QueueRun, RecordRun, RunError, Topic};
+use longwire_storage::{self as storage, AppendError, Durability, Extents, Queue};
+use longwire_storage::{QueueRun, Ranges, RecordRun, RunError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Connection, head};
@@ -19,7 +19,7 @@ use super::{Refusal, acks, writer};
 #[derive(Debug)]
 pub(super) struct Answer {
     correlation_id: u64,
-    runs: Vec<Result<Vec<Extent>, Refusal>>,
+    runs: Vec<Result<Extents, Refusal>>,
     slot: OwnedSemaphorePermit,
 }
 
@@ -100,7 +100,7 @@ struct Found {
 }
 
 /// Where the run's records are, and the durability of their topic.
-type Appended = Result<(Vec<Extent>, Durability), Refusal>;
+type Appended = Result<(Extents, Durability), Refusal>;
 
 async fn find(
     connection: &Arc<Connection>,
@@ -212,7 +212,7 @@ impl Answer {
         match encode(true).or_else(|| encode(false)) {
             Some(head) => connection.outbox.push(Response {
                 head,
-                ranges: Vec::new(),
+                ranges: Ranges::new(),
                 _slot: self.slot,
                 _plan: None,
             }),
@@ -221,11 +221,7 @@ impl Answer {
     }
 }
 
-fn result(
-    run: &Result<Vec<Extent>, Refusal>,
-    durable: u64,
-    with_text: bool,
-) -> data::ProduceResult {
+fn result(run: &Result<Extents, Refusal>, durable: u64, with_text: bool) -> data::ProduceResult {
     match run {
         Ok(extents) => data::ProduceResult {
             level: match extents.last() {

@@ -135,16 +135,16 @@ pub(super) struct OpenBatch {
 }
 
 impl OpenBatch {
-    /// An empty batch that encodes into `buffer`.
+    /// A batch that puts its slices into the empty `slices` and encodes into the empty `buffer`.
     pub(super) fn new(
         topic: &Arc<str>,
         queue: u32,
         durability: Durability,
-        buffer: Vec<u8>,
+        (slices, buffer): (Slices, Vec<u8>),
     ) -> Self {
         OpenBatch {
             batch: Arc::new(Batch::new(topic.clone(), queue)),
-            slices: Slices::new(),
+            slices,
             last: buffer,
             bytes: 0,
             starts: Starts::new(),

@@ -150,7 +150,7 @@ fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: Pro
             let starts = std::mem::take(&mut batch.starts);
             let placed = Placed { level, extents: result.extents, starts };
             shared.decide(&batch, Ok(placed));
-            batch.slices.drain(..).for_each(|slice| shared.spares.put(slice));
+            shared.spares.put(batch.slices);
             shared.schedule.apply(lane, lane.finish(&shared.pace()));
         }
         _ => {

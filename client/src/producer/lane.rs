@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use longwire_proto::record::EncodeError;
 use parking_lot::Mutex;
 
-use super::batch::{Batch, OpenBatch, Record, SealedBatch};
+use super::batch::{Batch, OpenBatch, Record, SealedBatch, Slices};
 use super::spares::Spares;
 use crate::message::{Durability, TopicQueue};
 
@@ -70,8 +70,9 @@ struct State {
     counted: usize,
     /// Someone flushes: what waits does not linger.
     urgent: bool,
-    /// Size of the batch sent last, as a guess at the next.
+    /// Bytes and slices of the batch sent last, as a guess at the next.
     last_bytes: usize,
+    last_slices: usize,
 }
 
 /// Where the sender's schedule has the lane.
@@ -144,11 +145,12 @@ impl Lane {
             }
             full => {
                 let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
-                let buffer = match record {
-                    Record::Draft(_) => spares.take(room),
-                    Record::Encoded(_) => Vec::new(),
+                let (buffer, slices) = match record {
+                    Record::Draft(_) => (spares.take(room), Slices::new()),
+                    Record::Encoded(_) => (Vec::new(), spares.take_list(state.last_slices)),
                 };
-                let mut next = OpenBatch::new(&self.head.name, self.queue, durability, buffer);
+                let parts = (slices, buffer);
+                let mut next = OpenBatch::new(&self.head.name, self.queue, durability, parts);
                 let index = next.push(record, reserved)?;
                 state.complete.extend(full.take());
                 (full.insert(next), index)
@@ -190,6 +192,7 @@ impl Lane {
         state.urgent &= state.open.is_some();
         state.in_flight = Some(batch.batch.clone());
         state.last_bytes = batch.bytes;
+        state.last_slices = batch.slices.len();
         self.head.leave(self.queue);
         Taken::Batch(batch, counted)
     }

@@ -1,12 +1,17 @@
-//! Buffers of batches that are decided, kept for the next ones.
+//! What batches that are decided had allocated, kept for the next ones.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+
+use super::batch::Slices;
 
 /// Larger buffers are left to the allocator, which is good at them.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
 /// What is kept in all.
 const SPARE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The same of lists of slices: how many of them, and how long each may be.
+const SPARE_LISTS_MAX: usize = 16 * 1024;
+const SLICES_MAX: usize = 32;
 
 /// Where many queues have a few records each, a batch is some KiB: what an allocator takes longest
 /// for, and all the more where one thread fills it and another one frees it.
@@ -17,6 +22,7 @@ pub(super) struct Spares(Mutex<Kept>);
 struct Kept {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
+    lists: Vec<Slices>,
 }
 
 impl Spares {
@@ -34,8 +40,28 @@ impl Spares {
         buffer
     }
 
-    /// Keeps the buffer of bytes that nobody else needs any more.
-    pub(super) fn put(&self, bytes: Bytes) {
+    /// An empty list with room for so many slices.
+    pub(super) fn take_list(&self, room: usize) -> Slices {
+        let mut list = Slices::new();
+        if room > list.inline_size() {
+            list = self.0.lock().lists.pop().unwrap_or_default();
+            list.reserve(room.next_power_of_two());
+        }
+        list
+    }
+
+    /// Keeps a list of slices, and of those the buffers that nobody else needs any more.
+    pub(super) fn put(&self, mut slices: Slices) {
+        slices.drain(..).for_each(|slice| self.put_buffer(slice));
+        if slices.spilled() && slices.capacity() <= SLICES_MAX {
+            let mut kept = self.0.lock();
+            if kept.lists.len() < SPARE_LISTS_MAX {
+                kept.lists.push(slices);
+            }
+        }
+    }
+
+    fn put_buffer(&self, bytes: Bytes) {
         // By way of `BytesMut`, which does not copy the bytes to where they are.
         let Ok(mut bytes) = bytes.try_into_mut() else {
             return;
@@ -62,21 +88,40 @@ mod tests {
         let at = buffer.as_ptr();
         let bytes = Bytes::from(buffer);
         let other = bytes.clone();
-        spares.put(bytes);
-        spares.put(other);
+        spares.put_buffer(bytes);
+        spares.put_buffer(other);
         let again = spares.take(50);
         assert_eq!((again.as_ptr(), again.len()), (at, 0));
         assert_eq!(spares.0.lock().buffers.len(), 0, "only one of the two was kept");
     }
 
     #[test]
+    fn a_list_of_slices_comes_back_empty_and_with_room() {
+        let spares = Spares::default();
+        let mut list = spares.take_list(5);
+        list.extend(std::iter::repeat_n(Bytes::from_static(b"a record"), 5));
+        let at = list.as_ptr();
+        spares.put(list);
+        let again = spares.take_list(8);
+        assert_eq!((again.as_ptr(), again.len(), again.capacity()), (at, 0, 8));
+        assert!(!spares.take_list(1).spilled(), "one slice needs none");
+    }
+
+    #[test]
     fn what_is_kept_is_bounded() {
         let spares = Spares::default();
-        spares.put(Bytes::from(vec![0; BUFFER_BYTES_MAX + 1]));
+        spares.put_buffer(Bytes::from(vec![0; BUFFER_BYTES_MAX + 1]));
         assert_eq!(spares.0.lock().bytes, 0);
         for _ in 0..SPARE_BYTES_MAX / 1000 {
-            spares.put(Bytes::from(vec![0; 2000]));
+            spares.put_buffer(Bytes::from(vec![0; 2000]));
         }
         assert!(spares.0.lock().bytes < SPARE_BYTES_MAX + BUFFER_BYTES_MAX);
+        for _ in 0..=SPARE_LISTS_MAX {
+            spares.put(Slices::from_elem(Bytes::new(), 2));
+        }
+        spares.put(Slices::from_elem(Bytes::new(), SLICES_MAX + 1));
+        let lists = &spares.0.lock().lists;
+        assert_eq!(lists.len(), SPARE_LISTS_MAX);
+        assert!(lists.iter().all(|list| list.is_empty() && list.capacity() <= SLICES_MAX));
     }
 }

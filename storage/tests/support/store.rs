@@ -33,7 +33,7 @@ pub(crate) fn tagged(topic: &str, tag: &str, body: &[u8]) -> Vec<u8> {
 }
 
 /// Appends and waits until everything is durable and dispatched.
-pub(crate) fn append(store: &Store, queue: &Queue, mut bytes: Vec<u8>) -> Vec<Extent> {
+pub(crate) fn append(store: &Store, queue: &Queue, mut bytes: Vec<u8>) -> Extents {
     let mut run = RecordRun::check(queue.topic(), queue.id(), &mut bytes).unwrap();
     let extents = store.append_blocking(queue, &mut run).unwrap();
     let end = extents.last().unwrap().end;
@@ -42,7 +42,7 @@ pub(crate) fn append(store: &Store, queue: &Queue, mut bytes: Vec<u8>) -> Vec<Ex
     extents
 }
 
-pub(crate) fn append_bodies(store: &Store, queue: &Queue, bodies: &[&[u8]]) -> Vec<Extent> {
+pub(crate) fn append_bodies(store: &Store, queue: &Queue, bodies: &[&[u8]]) -> Extents {
     append(store, queue, records(queue.topic(), queue.id(), bodies))
 }
 
