@@ -383,9 +383,11 @@ impl Shared {
             let timeout = self.config.delivery_timeout;
             let mut error =
                 Error::new(ErrorKind::Timeout, format!("not acknowledged within {timeout:?}"));
-            if let Some(unreachable) = &*self.unreachable.lock() {
-                error = error.context(unreachable);
+            let unreachable = self.unreachable.lock();
+            if let Some(why) = unreachable.as_ref().or(batch.last_failure.as_ref()) {
+                error = error.context(why);
             }
+            drop(unreachable);
             self.fail(lane, batch, error);
         }
         if !expired.is_empty() {

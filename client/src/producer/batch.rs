@@ -188,6 +188,7 @@ impl OpenBatch {
             reserved: self.reserved,
             created: self.created,
             attempts: 0,
+            last_failure: None,
             maybe_stored: false,
         }
     }
@@ -205,6 +206,8 @@ pub(super) struct SealedBatch {
     pub(super) created: Instant,
     /// How often it has been sent in vain.
     pub(super) attempts: u32,
+    /// Why, the last time.
+    pub(super) last_failure: Option<Error>,
     /// An earlier attempt ended without an answer.
     pub(super) maybe_stored: bool,
 }

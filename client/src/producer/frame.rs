@@ -174,6 +174,7 @@ fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, erro
         tracing::debug!(queue = %lane.topic_queue(), attempts = batch.attempts + 1, %error,
             "sending a batch again");
         batch.attempts += 1;
+        batch.last_failure = Some(error);
         return shared.schedule.apply(lane, lane.again(batch, at));
     }
     shared.fail(lane, &batch, error);
