@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -13,7 +14,7 @@ const BROKER_VARIABLE: &str = "LONGWIRE_TEST_BROKER";
 /// The `longwire-broker` of the profile this test was built with.
 ///
 /// `cargo test --workspace` has built it; where only this package is tested it is built now, if it is
-/// missing or older than a source file.
+/// missing or older than a source file, which takes a while and is said.
 ///
 /// # Panics
 ///
@@ -25,6 +26,9 @@ pub fn broker_binary() -> &'static Path {
         None => {
             let path = profile_folder().join("longwire-broker");
             if !is_fresh(&path) {
+                // Not by a macro, whose words a passing test does not show: see `skip`.
+                let why = "building longwire-broker: it is missing or older than a source file";
+                let _ = writeln!(std::io::stderr(), "{why}");
                 build(&path);
             }
             path

@@ -23,6 +23,7 @@ use longwire_storage::Plant;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::binary::broker_binary;
 use crate::broker_process::{BrokerCommand, BrokerProcess};
 use crate::history::{Problems, Verified};
 
@@ -147,22 +148,52 @@ impl Report {
     }
 }
 
-/// A class by its name on the command line.
-pub type Class = (&'static str, fn(&Options) -> Report);
+/// A way of breaking things.
+#[derive(Debug)]
+pub struct Class {
+    /// Its name on the command line.
+    pub name: &'static str,
+    run: fn(&Options) -> Report,
+    starts_brokers: bool,
+}
+
+impl Class {
+    const fn of_brokers(name: &'static str, run: fn(&Options) -> Report) -> Class {
+        Class { name, run, starts_brokers: true }
+    }
+
+    const fn of_stores(name: &'static str, run: fn(&Options) -> Report) -> Class {
+        Class { name, run, starts_brokers: false }
+    }
+
+    /// The class of that name.
+    pub fn find(name: &str) -> Option<&'static Class> {
+        CLASSES.iter().find(|class| class.name == name)
+    }
+
+    /// Breaks things. The broker's binary is there before the run's clock starts.
+    pub fn run(&self, options: &Options) -> Report {
+        // One with a bug planted is another binary.
+        if self.starts_brokers && options.plant.is_none() {
+            broker_binary();
+        }
+        (self.run)(options)
+    }
+}
 
 /// Every class.
 pub const CLASSES: &[Class] = &[
-    ("kill", kill::run),
-    ("power-cut", power_cut::run),
-    ("disk-full", disk_full::run),
-    ("stop", stop::run),
-    ("clock", clock::run),
-    ("slow-peers", slow_peers::run),
-    ("crash-images", store::crash_images::run),
-    ("sync-errors", store::sync_errors::run),
-    ("call-errors", store::call_errors::run),
-    ("bit-flips", store::bit_flips::run),
-    ("derived-loss", store::derived_loss::run),
+    Class::of_brokers("kill", kill::run),
+    Class::of_brokers("power-cut", power_cut::run),
+    Class::of_brokers("disk-full", disk_full::run),
+    Class::of_brokers("stop", stop::run),
+    Class::of_brokers("clock", clock::run),
+    Class::of_brokers("slow-peers", slow_peers::run),
+    Class::of_stores("crash-images", store::crash_images::run),
+    Class::of_stores("sync-errors", store::sync_errors::run),
+    Class::of_stores("call-errors", store::call_errors::run),
+    Class::of_stores("bit-flips", store::bit_flips::run),
+    Class::of_stores("derived-loss", store::derived_loss::run),
 ];
 
 /// Far longer than anything takes here: it only keeps a broken broker from hanging a run.

@@ -1,12 +1,15 @@
 //! Short runs of the classes of `torture` that break real broker processes. The long runs are commands:
 //! see the binary.
 
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
 use longwire_storage::Plant;
-use longwire_tests::torture::{CLASSES, Options, Report};
+use longwire_tests::torture::{Class, Options, Report};
 
 fn run(class: &str, options: Options) -> Report {
-    let (_, run) = CLASSES.iter().find(|(name, _)| *name == class).expect("a class of that name");
-    let report = run(&options);
+    let report = Class::find(class).expect("a class of that name").run(&options);
     println!("{}", report.line());
     if let Some(reason) = &report.skipped {
         longwire_tests::skip(reason);
@@ -97,4 +100,26 @@ fn clocks_that_jump_lose_nothing_and_delete_nothing_at_once() {
 #[test]
 fn slow_and_vanished_peers_cost_little_and_go() {
     holds("slow-peers", options(1));
+}
+
+/// Runs no cycle of a class, from a folder without a broker, where what builds one fails.
+fn without_a_broker(class: &str) -> Output {
+    let torture = Path::new(env!("CARGO_BIN_EXE_torture"));
+    let profile = torture.parent().expect("a file is in a folder");
+    let target = tempfile::tempdir_in(profile).expect("a folder");
+    let there = target.path().join("debug").join("torture");
+    fs::create_dir(there.with_file_name("")).expect("a folder");
+    fs::hard_link(torture, &there).expect("another name for the binary");
+    let mut command = Command::new(there);
+    command.args([class, "--cycles", "0"]).env_remove("LONGWIRE_TEST_BROKER").env("CARGO", "false");
+    command.output().expect("torture can be started")
+}
+
+#[test]
+fn the_broker_is_built_before_a_run_that_needs_it_and_this_is_said() {
+    let (needs_it, does_not) = (without_a_broker("kill"), without_a_broker("derived-loss"));
+    let said = String::from_utf8_lossy(&needs_it.stderr);
+    assert!(said.starts_with("building longwire-broker") && !needs_it.status.success(), "{said}");
+    let said = String::from_utf8_lossy(&does_not.stderr);
+    assert!(said.is_empty() && does_not.status.success(), "{said}");
 }

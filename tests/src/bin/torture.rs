@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use longwire_storage::{Plant, plant};
 use longwire_tests::planted_broker;
-use longwire_tests::torture::{CLASSES, Options, Report};
+use longwire_tests::torture::{CLASSES, Class, Options, Report};
 
 /// Break a broker or its store, and see whether its promises hold.
 #[derive(Debug, Parser)]
@@ -39,7 +39,7 @@ struct Arguments {
 }
 
 fn class_names() -> Vec<&'static str> {
-    CLASSES.iter().map(|(name, _)| *name).collect()
+    CLASSES.iter().map(|class| class.name).collect()
 }
 
 fn plant_names() -> Vec<&'static str> {
@@ -70,12 +70,12 @@ fn main() -> ExitCode {
         all: arguments.all,
         file_system: arguments.fs,
     };
-    let Some((name, run)) = CLASSES.iter().find(|(name, _)| *name == arguments.class) else {
+    let Some(class) = Class::find(&arguments.class) else {
         return ExitCode::from(64);
     };
     // What breaks the class itself proves nothing, and must not look as if it did.
-    let report = std::panic::catch_unwind(|| run(&options)).unwrap_or_else(|_| {
-        let mut report = Report::new(name, &options);
+    let report = std::panic::catch_unwind(|| class.run(&options)).unwrap_or_else(|_| {
+        let mut report = Report::new(class.name, &options);
         report.violation("the run has panicked, and what it had counted is lost");
         report
     });
