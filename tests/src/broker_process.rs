@@ -157,8 +157,7 @@ impl BrokerCommand {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("the broker's binary can be started");
         std::thread::sleep(age);
-        let _ = child.kill();
-        let _ = child.wait();
+        end(&mut child);
     }
 
     /// Starts it and waits until it is ready, or has ended.
@@ -236,11 +235,11 @@ impl BrokerProcess {
                 Ok(BrokerProcess { child, addresses, log, ready_after })
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let status = child.wait().expect("the broker's exit status");
+                let status = ended(&mut child, &log, PATIENCE);
                 Err(Refused { code: status.code(), stderr: log.text() })
             }
             Err(RecvTimeoutError::Timeout) => {
-                let _ = child.kill();
+                end(&mut child);
                 panic!("the broker is not ready after {PATIENCE:?}:\n{}", log.text())
             }
         }
@@ -279,9 +278,9 @@ impl BrokerProcess {
     ///
     /// # Panics
     ///
-    /// If the system cannot say how.
+    /// With what it wrote, if it does not end.
     pub fn wait(&mut self) -> ExitStatus {
-        self.child.wait().expect("the broker's exit status")
+        ended(&mut self.child, &self.log, PATIENCE)
     }
 
     /// How it ended, where it has.
@@ -291,19 +290,22 @@ impl BrokerProcess {
 
     /// Kills it with -9 and waits until it is gone.
     pub fn kill(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child);
     }
 
     /// Stops it with SIGTERM; the time it took to end.
     ///
     /// # Panics
     ///
-    /// If it does not end with status 0.
-    pub fn stop(mut self) -> Duration {
+    /// With what it wrote, if it does not end with status 0.
+    pub fn stop(self) -> Duration {
+        self.stop_within(PATIENCE)
+    }
+
+    fn stop_within(mut self, limit: Duration) -> Duration {
         let began = Instant::now();
         self.signal(Signal::TERM);
-        let status = self.child.wait().expect("the broker's exit status");
+        let status = ended(&mut self.child, &self.log, limit);
         let took = began.elapsed();
         assert!(status.success(), "SIGTERM ended with {status}:\n{}", self.log());
         took
@@ -334,11 +336,43 @@ impl BrokerProcess {
 
 impl Drop for BrokerProcess {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child);
         if std::thread::panicking() {
             eprintln!("the broker's log:\n{}", self.log());
         }
+    }
+}
+
+/// How the broker ends by itself.
+///
+/// # Panics
+///
+/// With its log, if it does not within `limit`. It has then been killed.
+fn ended(child: &mut Child, log: &Log, limit: Duration) -> ExitStatus {
+    wait_within(child, limit).unwrap_or_else(|| {
+        end(child);
+        panic!("the broker has not ended after {limit:?}:\n{}", log.text())
+    })
+}
+
+/// Kills it with -9 and waits until it is gone. Not for ever: the kernel may keep it in a call.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    if wait_within(child, PATIENCE).is_none() {
+        eprintln!("broker {} is still there {PATIENCE:?} after kill -9", child.id());
+    }
+}
+
+/// How the process ends, if it does within `limit`.
+fn wait_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let began = Instant::now();
+    loop {
+        let status = child.try_wait().expect("a child's status");
+        if status.is_some() || began.elapsed() >= limit {
+            return status;
+        }
+        // How long a broker takes to end is measured.
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -370,4 +404,27 @@ pub fn http_get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use rustix::process::test_kill_process;
+
+    use super::*;
+
+    #[test]
+    fn a_broker_that_ignores_sigterm_is_killed_and_fails_the_test_with_its_log() {
+        let ready = "x ready data=127.0.0.1:1 control=127.0.0.1:2 http=127.0.0.1:3";
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("trap '' TERM; echo {ready} >&2; exec sleep 1000")]);
+        let broker = BrokerProcess::spawn(&mut command).expect("it says that it is ready");
+        let process = Pid::from_child(&broker.child);
+        let stopped = catch_unwind(AssertUnwindSafe(|| broker.stop_within(Duration::ZERO)));
+        let problem = stopped.expect_err("it has not stopped");
+        let problem = problem.downcast_ref::<String>().expect("a message");
+        assert!(problem.contains("has not ended") && problem.contains(ready), "{problem}");
+        assert!(test_kill_process(process).is_err(), "it still runs");
+    }
 }
