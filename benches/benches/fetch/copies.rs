@@ -15,13 +15,12 @@ const COUNTED_BYTES: u64 = 64 << 20;
 /// Under strace every call is slow.
 const TRACED_BYTES: u64 = 8 << 20;
 
-/// One arm and layout. Counts are for 10^9 bytes of records; `None` where they cannot be had.
+/// One arm at one case. Counts are for 10^9 bytes of records; `None` where they cannot be had.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CopyRow {
     pub(crate) arm: Arm,
-    pub(crate) layout: Layout,
-    pub(crate) size: usize,
+    pub(crate) case: Case,
     pub(crate) syscalls: Option<f64>,
     pub(crate) context_switches: Option<f64>,
     /// Lookups of reads, `sendfile` and `splice`, each of up to 15 folios; `None` also on a kernel that
@@ -42,14 +41,14 @@ pub(crate) struct CopyRow {
 impl CopyRow {
     /// What the path should do.
     pub(crate) fn theory(&self) -> &'static str {
-        let scattered = self.layout == Layout::Thousand;
+        let scattered = self.case.layout == Layout::Thousand;
         match self.arm {
             Arm::Buffered => "2 copies: page cache to buffer, buffer to socket",
             Arm::Mmap => "1 copy: mapping to socket",
             Arm::Sendfile if scattered => "no copy, one call for each record",
             Arm::Sendfile => "no copy, one call for each MiB",
             Arm::Splice if scattered => "no copy, two calls for each record",
-            Arm::Splice => "no copy, two calls for each 256 KiB",
+            Arm::Splice => "no copy, two calls for each 512 KiB",
             Arm::Adaptive if scattered => {
                 "2 copies, one of them in the process from mapping to buffer, in one call"
             }
@@ -98,8 +97,7 @@ fn row(plan: &Plan<'_>, broker: &mut ArmBroker, case: &Case) -> io::Result<CopyR
     };
     Ok(CopyRow {
         arm: broker.arm,
-        layout: case.layout,
-        size: case.size,
+        case: *case,
         syscalls: count(0),
         context_switches: count(1),
         page_cache_lookups: count(2),

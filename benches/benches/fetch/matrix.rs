@@ -83,7 +83,8 @@ pub(crate) enum Beside {
 }
 
 /// One point at which all arms are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Case {
     pub(crate) size: usize,
     pub(crate) layout: Layout,

@@ -181,7 +181,7 @@ fn copy_table(run: &Run) -> Table {
     let share = |share: Option<f64>| share.map_or("-".into(), |share| format!("{share:.2}"));
     let row = |row: &CopyRow| {
         vec![
-            format!("{}, {} {}", row.arm.name(), size(row.size), row.layout.name()),
+            format!("{}, {}", row.arm.name(), row.case.describe()),
             count(row.syscalls),
             count(row.context_switches),
             share(row.read_per_byte),
