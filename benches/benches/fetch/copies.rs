@@ -79,10 +79,12 @@ fn row(plan: &Plan<'_>, broker: &mut ArmBroker, case: &Case) -> io::Result<CopyR
             client.run(case, |begun, _| begun < fetches(COUNTED_BYTES))
         })
     };
+    // All or none are counted: older kernels have the first two only, and strace knows the first.
     let (mut outcome, mut counts) = counted(&events)?;
-    if counts.is_none() {
-        // perf takes all or none, and older kernels have these only.
-        (outcome, counts) = counted(&events[..2])?;
+    for known in [2, 1] {
+        if counts.is_none() {
+            (outcome, counts) = counted(&events[..known])?;
+        }
     }
     let gigabytes = outcome.bytes as f64 / 1e9;
     let count = |at: usize| counts.as_ref()?.get(at).map(|count| count / gigabytes);

@@ -200,7 +200,12 @@ fn copy_table(run: &Run) -> Table {
                 user memory or mapping to socket buffers, those of sendfile and splice are not copied. \
                 Copies within the process are not seen by either; theory names them."
         .to_owned();
-    if run.copies.iter().any(|row| row.syscalls.is_some() && row.page_cache_lookups.is_none()) {
+    let lacks = |what: fn(&CopyRow) -> Option<f64>, beside: fn(&CopyRow) -> Option<f64>| {
+        run.copies.iter().any(|row| what(row).is_none() && beside(row).is_some())
+    };
+    if lacks(|row| row.context_switches, |row| row.syscalls) {
+        note += " Here strace -c counted the system calls, and nothing could count the rest.";
+    } else if lacks(|row| row.page_cache_lookups, |row| row.context_switches) {
         note += " This kernel lacks the events of page-cache lookups and mappings.";
     }
     Table {
