@@ -64,7 +64,7 @@ fn only_to_fill(arg: clap::Arg) -> clap::Arg {
 /// Runs the command.
 pub(super) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
-    let files = Files::create(&args.files)?;
+    let files = Files::open(&args.files)?;
     let target = Target::open(global, &args.topic, &interrupted).await?;
     let outcome = Box::pin(measure(global, &args, &target, &interrupted)).await;
     target.close(global, &interrupted).await;

@@ -51,7 +51,7 @@ pub(super) async fn run(global: &Global, args: EndToEndArgs) -> Result<(), Failu
             "end-to-end needs --size {STAMP_BYTES} at least: bodies carry when they were sent"
         )));
     }
-    let files = Files::create(&args.files)?;
+    let files = Files::open(&args.files)?;
     let target = Target::open(global, &args.topic, &interrupted).await?;
     let outcome = Box::pin(measure(global, &args, &target, &interrupted)).await;
     target.close(global, &interrupted).await;

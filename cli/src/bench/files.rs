@@ -1,7 +1,7 @@
 //! The files a run leaves, beside what it prints.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
@@ -18,9 +18,10 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Makes the files before anything is measured: one that cannot be written is told at once.
-    pub(super) fn create(args: &FileArgs) -> Result<Files, Failure> {
-        Ok(Files { hdr: create(args.hdr.as_deref())?, html: create(args.html.as_deref())? })
+    /// Opens the files before anything is measured: one that cannot be written is told at once. What
+    /// an earlier run has left in them stays until there is something to write.
+    pub(super) fn open(args: &FileArgs) -> Result<Files, Failure> {
+        Ok(Files { hdr: open(args.hdr.as_deref())?, html: open(args.html.as_deref())? })
     }
 
     /// Writes what was measured.
@@ -35,11 +36,11 @@ impl Files {
     }
 }
 
-fn create(path: Option<&Path>) -> Result<Option<(File, PathBuf)>, Failure> {
+fn open(path: Option<&Path>) -> Result<Option<(File, PathBuf)>, Failure> {
     let Some(path) = path else {
         return Ok(None);
     };
-    match File::create(path) {
+    match OpenOptions::new().write(true).create(true).truncate(false).open(path) {
         Ok(file) => Ok(Some((file, path.to_owned()))),
         Err(error) => {
             let message = format!("cannot write {}: {error}", path.display());
@@ -48,7 +49,15 @@ fn create(path: Option<&Path>) -> Result<Option<(File, PathBuf)>, Failure> {
     }
 }
 
-fn write((mut file, path): (File, PathBuf), text: &str) -> Result<(), Failure> {
-    let written = file.write_all(text.as_bytes());
+fn write((file, path): (File, PathBuf), text: &str) -> Result<(), Failure> {
+    let written = replace(file, text);
     written.map_err(|error| Failure::write(&path.display().to_string(), &error))
+}
+
+fn replace(mut file: File, text: &str) -> io::Result<()> {
+    // A pipe or a terminal has nothing to cut.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    file.write_all(text.as_bytes())
 }

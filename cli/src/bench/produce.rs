@@ -35,7 +35,7 @@ pub(crate) struct ProduceArgs {
 /// Runs the command.
 pub(super) async fn run(global: &Global, args: ProduceArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
-    let files = Files::create(&args.files)?;
+    let files = Files::open(&args.files)?;
     let target = Target::open(global, &args.topic, &interrupted).await?;
     let cpu = cpu::cpu_time();
     let sent = Box::pin(send(global, &args, &target, &interrupted)).await;

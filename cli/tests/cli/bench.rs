@@ -278,6 +278,26 @@ fn files_are_written_and_well_formed() {
 }
 
 #[test]
+fn files_of_an_earlier_run_are_replaced_whole_or_left_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.hgrm");
+    let earlier = "of an earlier run\n".repeat(10_000);
+    fs::write(&file, &earlier).unwrap();
+    let file_name = file.to_str().unwrap();
+    let bench = ["bench", "produce", "-n", "1", "--warmup", "0s", "--hdr", file_name];
+    let output = longwire().args(bench).args(["--broker", "127.0.0.1:1"]).output().unwrap();
+    assert_eq!(failure(&output).0, 4);
+    assert_eq!(fs::read_to_string(&file).unwrap(), earlier);
+
+    let broker = TestBroker::start();
+    broker.ok(&bench);
+    let written = fs::read_to_string(&file).unwrap();
+    assert!(written.trim_start().starts_with("Value"), "{written}");
+    assert!(!written.contains("earlier"), "{written}");
+    broker.ok(&[&bench[..7], &["/dev/null"]].concat());
+}
+
+#[test]
 fn interrupted_run_reports_what_it_has_measured_and_removes_its_topic() {
     let broker = TestBroker::start();
     let args =
