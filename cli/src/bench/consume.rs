@@ -38,7 +38,8 @@ const ERRORS_MAX: u64 = 100;
 #[derive(Debug, Args)]
 #[command(mut_args(only_to_fill))]
 pub(crate) struct ConsumeArgs {
-    /// Most messages to read. Fills a topic of its own with so many. Default: all, or 256 MiB.
+    /// Most messages to read. Fills a topic of its own with so many. Default: all, or to fill it
+    /// 256 MiB of bodies, but no more than 1,000,000 messages.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     messages: Option<u64>,
     /// Read for so long, again from the start where the end is reached.
