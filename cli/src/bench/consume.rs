@@ -9,13 +9,14 @@ use longwire_client::{Consumer, StartAt, TagFilter, TopicQueue};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::cpu::CpuMeter;
 use super::load::{Lanes, Ready};
 use super::plan::{Length, Plan};
 use super::progress::Progress;
 use super::record::{Amount, Record, Recorder};
 use super::report::Report;
 use super::target::Target;
-use super::{FileArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
+use super::{FileArgs, LoadArgs, TopicArgs, conclude, files::Files};
 use crate::Global;
 use crate::error::{Exit, Failure};
 use crate::interrupt;
@@ -95,13 +96,16 @@ async fn measure(
         return Err(Failure::failed(message));
     }
 
-    let cpu = cpu::cpu_time();
-    let (record, took) = read(global, args, target, &ranges, interrupted).await?;
+    let connecting = consumers(target, &ranges, clients as usize);
+    let readers = interrupt::race(interrupted, connecting).await?;
+    let cpu = CpuMeter::starting_at(Instant::now());
+    let (record, took) = read(global, args, target, readers, interrupted).await?;
+    let cpu = cpu.used_seconds().await;
     let fill = target.own.then_some(&args.fill);
     let mut report = Report::begun("consume", target, clients, fill);
     report.measured(&record, took);
     report.latency_of = format!("one call that receives up to {RECEIVE_MAX} messages");
-    report.client_cpu_seconds = cpu::since(cpu).map(|cpu| cpu.as_secs_f64());
+    report.client_cpu_seconds = cpu;
     Ok((report, record))
 }
 
@@ -164,15 +168,13 @@ async fn read(
     global: &Global,
     args: &ConsumeArgs,
     target: &Target,
-    ranges: &[Span],
+    readers: Vec<(Consumer, Vec<Span>)>,
     interrupted: &CancellationToken,
 ) -> Result<(Record, Duration), Failure> {
     let stop = interrupted.child_token();
     // A topic of its own that is read for some time is read over and over.
     let limit = args.messages.filter(|_| !(target.own && args.duration.is_some()));
     let left = Arc::new(AtomicU64::new(limit.unwrap_or(u64::MAX)));
-    let clients = args.fill.clients as usize;
-    let readers = interrupt::race(interrupted, consumers(target, ranges, clients)).await?;
     let start = Instant::now();
     readers.iter().for_each(|(consumer, _)| consumer.resume(&consumer.assignment()));
     let until = args.duration.map(|time| start + time);

@@ -6,13 +6,14 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Arrivals;
+use super::cpu::CpuMeter;
 use super::load::{Lanes, Ready, Sent};
 use super::progress::Progress;
 use super::record::Record;
 use super::report::{Percentiles, Report};
 use super::stamp::STAMP_BYTES;
 use super::target::Target;
-use super::{FileArgs, LengthArgs, LoadArgs, TopicArgs, conclude, cpu, files::Files};
+use super::{FileArgs, LengthArgs, LoadArgs, TopicArgs, conclude, files::Files};
 use crate::Global;
 use crate::error::{Exit, Failure};
 use crate::interrupt;
@@ -82,10 +83,10 @@ async fn measure(
         Ok((ready, Arrivals::connect(target, run, clients, consumers).await?))
     };
     let (ready, arrivals) = interrupt::race(interrupted, setup).await?;
-    let cpu = cpu::cpu_time();
     // The clock starts once everyone is connected.
     let plan = args.length.plan(&args.load);
     let (start, measured_from) = (plan.start(), plan.measured_from());
+    let cpu = CpuMeter::starting_at(measured_from);
     let receiving = arrivals.receive(start, measured_from);
     let load = ready.start(&args.load, target, plan, Some(run), &stop);
     let lanes = Lanes::clone(&load.lanes);
@@ -97,7 +98,7 @@ async fn measure(
     };
     let (mut record, found) = receiving.complete(&lanes, patience).await;
     drop(progress);
-    let cpu = cpu::since(cpu);
+    let cpu = cpu.used_seconds().await;
 
     let mut report = Report::begun("end-to-end", target, clients, Some(&args.load));
     report.warmup_seconds = args.length.warmup().as_secs_f64();
@@ -105,7 +106,7 @@ async fn measure(
     report.measured(&record, took);
     tell_of_sending(&mut report, &mut record, sent, &args.load);
     report.integrity = Some(found);
-    report.client_cpu_seconds = cpu.map(|cpu| cpu.as_secs_f64());
+    report.client_cpu_seconds = cpu;
     Ok((report, record))
 }
 

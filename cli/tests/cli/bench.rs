@@ -112,6 +112,17 @@ fn open_loop_sends_what_its_rate_says_whatever_the_broker_does() {
 }
 
 #[test]
+fn client_cpu_is_of_what_was_measured_alone() {
+    let broker = TestBroker::start();
+    for mode in ["produce", "end-to-end"] {
+        // Sends as fast as it can for a second, and then one message that counts.
+        let once = ["bench", mode, "-n", "1", "--warmup", "1s", "--in-flight", "16"];
+        let report = broker.json(&[&once[..], &["--durability", "write"]].concat());
+        assert!(number(&report, "/client_cpu_seconds") < 0.2, "{mode}: {report}");
+    }
+}
+
+#[test]
 fn keys_compression_and_sizes_reach_the_messages() {
     let broker = TestBroker::start();
     broker.ok(&["topic", "create", "t", "--queues", "3", "--durability", "write"]);
