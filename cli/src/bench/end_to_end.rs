@@ -96,7 +96,7 @@ async fn measure(
         true => STALL_MAX_INTERRUPTED,
         false => STALL_MAX,
     };
-    let (mut record, found) = receiving.complete(&lanes, patience).await;
+    let (mut record, found) = receiving.complete(target, &lanes, patience).await;
     drop(progress);
     let cpu = cpu.used_seconds().await;
 

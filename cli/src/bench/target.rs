@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use longwire_client::{Client, Durability, NewTopic, Topic, TopicDescription, TopicDurability};
+use longwire_client::{
+    Client, Durability, Error, NewTopic, QueueRange, Topic, TopicDescription, TopicDurability,
+    TopicQueue,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::TopicArgs;
@@ -79,6 +82,13 @@ impl Target {
 
     pub(super) async fn describe(&self) -> Result<TopicDescription, Failure> {
         Ok(self.client.admin().describe_topic(&self.name).await?)
+    }
+
+    /// The end of each queue as it is now.
+    pub(super) async fn ends(&self) -> Result<Vec<(TopicQueue, u64)>, Error> {
+        let described = self.client.admin().describe_topic(&self.name).await?;
+        let end = |q: &QueueRange| (TopicQueue::new(Arc::clone(&self.name), q.queue), q.max_offset);
+        Ok(described.queues.iter().map(end).collect())
     }
 
     /// Deletes a topic that was made for this run, unless it is to be kept.
