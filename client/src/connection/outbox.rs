@@ -22,9 +22,8 @@ pub(super) struct OutFrame {
 
 impl OutFrame {
     pub(super) fn new(id: u64, head: Bytes, body: Vec<Bytes>) -> OutFrame {
-        let mut parts = VecDeque::with_capacity(1 + body.len());
-        parts.push_back(head);
-        parts.extend(body);
+        let mut parts = VecDeque::from(body);
+        parts.push_front(head);
         OutFrame { id, parts, begun: false }
     }
 }

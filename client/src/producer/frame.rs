@@ -86,8 +86,9 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
         bytes: batch.bytes as u32,
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
-    let slices = batches.iter().map(|(_, batch)| batch.slices.len()).sum();
-    let mut body = Vec::with_capacity(slices);
+    let slices: usize = batches.iter().map(|(_, batch)| batch.slices.len()).sum();
+    // The frame's head will go before them.
+    let mut body = Vec::with_capacity(slices + 1);
     body.extend(batches.iter().flat_map(|(_, batch)| &batch.slices).cloned());
     // What has waited longest is about twice as large as what waits on average.
     let has_small_runs = batches.len() > 1 && bytes < batches.len() * 2 * RUN_BYTES_GOOD;
