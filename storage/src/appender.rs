@@ -162,9 +162,9 @@ impl Appender {
             });
         }
         self.write(tail, runs, &layout).map_err(|error| {
-            let error = self.marks.poison(format!("writing the log failed: {error}"));
-            tail.closed = Some(error.clone());
-            error
+            let reason = self.marks.poison(format!("writing the log failed: {error}"));
+            tail.closed = Some(AppendError::Poisoned(reason.clone()));
+            AppendError::Unfinished(reason)
         })?;
         Ok(appended)
     }

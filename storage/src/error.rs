@@ -122,7 +122,7 @@ pub enum SalvageError {
     Append(#[source] AppendError),
 }
 
-/// Why records were not appended. None of them was.
+/// Why records were not appended. None of them was, except where it says otherwise.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
@@ -135,6 +135,10 @@ pub enum AppendError {
     /// A write or sync of the log failed before; nothing can be appended until a restart.
     #[error("the store has failed: {0}")]
     Poisoned(Arc<str>),
+    /// Writing these very records failed. Any of them may be in the log: where that takes more than one
+    /// write, the others may have gone well, and the next start keeps what is whole.
+    #[error("the store has failed, and some of the records may be stored: {0}")]
+    Unfinished(Arc<str>),
     /// The store is closed.
     #[error("the store is closed")]
     Closed,
@@ -157,7 +161,7 @@ impl AppendError {
         match self {
             AppendError::NotReady => ErrorCode::Overloaded,
             AppendError::Full => ErrorCode::StorageFull,
-            AppendError::Poisoned(_) => ErrorCode::StorePoisoned,
+            AppendError::Poisoned(_) | AppendError::Unfinished(_) => ErrorCode::StorePoisoned,
             AppendError::Closed => ErrorCode::ShuttingDown,
             AppendError::TopicDeleted => ErrorCode::UnknownTopic,
             AppendError::RecordTooLarge { .. } => ErrorCode::MessageTooLarge,

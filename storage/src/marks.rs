@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::error::AppendError;
 use crate::watermark::{Watermark, WatermarkClosed};
 
 /// The watermarks of a store. Each is a position: everything below it has reached that stage.
@@ -42,15 +41,15 @@ impl Marks {
     /// Marks the store as failed, for good: nothing is acknowledged any more and nothing retried.
     ///
     /// After a failed sync the kernel has dropped the dirty pages, so another try could report
-    /// success for data that is lost.
-    pub(crate) fn poison(&self, reason: String) -> AppendError {
+    /// success for data that is lost. Returns the first reason there was.
+    pub(crate) fn poison(&self, reason: String) -> Arc<str> {
         let reason = self.failure.get_or_init(|| {
             tracing::error!(%reason, "the store has failed; it stops acknowledging");
             reason.into()
         });
         self.close(reason);
         self.failed.advance(1);
-        AppendError::Poisoned(reason.clone())
+        reason.clone()
     }
 
     /// Why the store has failed, if it has.

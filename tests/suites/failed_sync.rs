@@ -1,5 +1,5 @@
-//! A sync of the real broker fails: nothing is acknowledged any more, the process ends within a second
-//! with a status of its own, and the next one serves what was acknowledged before.
+//! A sync or write of the real broker fails: nothing is acknowledged any more, the process ends within a
+//! second with a status of its own, and the next one serves what was acknowledged before.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longwire_client::{Client, Durability, Message, NewTopic};
+use longwire_proto::data::{ProduceRequest, ProduceRun, request_header::Request};
 use longwire_storage::Durability::Write;
 use longwire_storage::disk::{CrashModel, Fault, FaultDisk, Outcome, Survives, Verb};
-use longwire_storage::{RecordRun, Store, StoreConfig, TopicConfig};
+use longwire_storage::{AppendError, RecordRun, Store, StoreConfig, TopicConfig};
 use longwire_tests::broker_process::{Addresses, BrokerCommand};
-use longwire_tests::frame_client::record;
+use longwire_tests::frame_client::{FrameClient, record};
 use longwire_tests::history::{History, MessageId, read_topic};
 use longwire_tests::strace::Strace;
 use longwire_tests::wait::{until, within};
@@ -20,6 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Promised of an optimised broker.
 const ENDS_MAX: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 1 });
 const STORE_FAILED: i32 = 74;
+
+/// Of a store that syncs nothing unasked.
+fn quiet_config() -> StoreConfig {
+    StoreConfig {
+        segment_bytes: 64 << 10,
+        flush_interval: Duration::from_secs(3600),
+        ..StoreConfig::new(Path::new("/store"))
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_whose_sync_fails_acks_nothing_more_and_ends_within_a_second() {
@@ -62,14 +72,55 @@ async fn a_broker_whose_sync_fails_acks_nothing_more_and_ends_within_a_second() 
     broker.stop();
 }
 
+/// Part of a request may be stored where only a later one of its writes fails.
+#[test]
+fn a_produce_whose_write_fails_is_not_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut broker = BrokerCommand::new(folder.path().join("store")).start();
+    let mut client = FrameClient::connect(broker.addresses().data);
+    let records = record("orders", 0, b"x");
+    assert_eq!(client.produce("orders", 0, &records).code, 0);
+    let calls = folder.path().join("calls");
+    let Some(_failing) = Strace::fail(broker.pid(), "pwritev", "EIO", calls) else {
+        return;
+    };
+    let run = ProduceRun { topic: "orders".into(), queue: 0, bytes: records.len() as u32 };
+    let request = ProduceRequest { durability: 0, runs: vec![run] };
+    client.send(Request::Produce(request), &records);
+    let answer = client.receive();
+    assert!(answer.is_none(), "{answer:?}");
+    let (_, status) = until("the end of the broker", PATIENCE, || broker.ended());
+    assert_eq!(status.code(), Some(STORE_FAILED), "{}", broker.log());
+    assert!(broker.log().contains("writing the log failed"), "{}", broker.log());
+}
+
+#[test]
+fn an_append_whose_second_write_fails_says_that_a_part_may_be_stored() {
+    let (disk, config) = (Arc::new(FaultDisk::default()), quiet_config());
+    let store = Store::open_on(disk.clone(), config.clone()).unwrap();
+    let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+    let append = |bodies: &[&[u8]]| {
+        let mut bytes: Vec<u8> = bodies.iter().flat_map(|body| record("t", 0, body)).collect();
+        store.append_blocking(&queue, &mut RecordRun::check("t", 0, &mut bytes).unwrap())
+    };
+    let path = format!("{:020}", config.segment_bytes);
+    let (verb, outcome) = (Some(Verb::WriteAllAt), Outcome::Error(5));
+    disk.add_fault(Fault { verb, syncs_only: false, path, after: 0, times: 1, outcome });
+    // The second is for the next segment.
+    let failed = append(&[&[1; 40_000], &[2; 40_000]]);
+    assert!(matches!(failed, Err(AppendError::Unfinished(_))), "{failed:?}");
+    let refused = append(&[&[3; 100]]);
+    assert!(matches!(refused, Err(AppendError::Poisoned(_))), "{refused:?}");
+    drop(store);
+
+    let store = Store::open_on(disk, config).unwrap();
+    assert_eq!(store.topic("t").unwrap().queue(0).unwrap().max_offset(), 1);
+}
+
 /// What a killed process leaves is in the page cache alone, and the first sync of it is a start's.
 #[test]
 fn what_a_start_accepts_after_one_whose_sync_failed_survives_a_power_cut() {
-    let config = StoreConfig {
-        segment_bytes: 64 << 10,
-        flush_interval: Duration::from_secs(3600),
-        ..StoreConfig::new(Path::new("/store"))
-    };
+    let config = quiet_config();
     let open = |disk: &FaultDisk| Store::open_on(Arc::new(disk.clone()), config.clone());
     let disk = FaultDisk::default();
     let store = open(&disk).unwrap();

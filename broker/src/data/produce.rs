@@ -51,7 +51,10 @@ pub(super) async fn handle(
         }
         found.push(find(connection, (name, run.queue), topic.as_ref(), bytes).await);
     }
-    let mut runs = append(connection, found).await;
+    let Ok(mut runs) = append(connection, found).await else {
+        // Some of it may be stored. No answer says so best.
+        return connection.abort();
+    };
     let mut flush_end = None;
     for (run, sent) in runs.iter_mut().zip(&request.runs) {
         match run {
@@ -128,26 +131,28 @@ async fn find(
     Ok(Found { queue, durability: topic.durability(), bytes })
 }
 
-/// Appends the runs in one go; those that cannot be appended do not harm the others.
+/// Appends the runs in one go; those that cannot be appended do not harm the others. Fails where
+/// nobody knows which of them were.
 async fn append(
     connection: &Arc<Connection>,
     mut found: Vec<Result<Found, Refusal>>,
-) -> Vec<Appended> {
+) -> Result<Vec<Appended>, AppendError> {
     let store = &connection.plane.state.store;
     match append_checked(&mut found, |runs| store.append_all(runs)) {
-        Some(appended) => appended,
-        None => {
+        Err(AppendError::NotReady) => {
             writer::flush(connection);
             Box::pin(append_when_ready(connection, found)).await
         }
+        appended => appended,
     }
 }
 
-/// Checks the runs' records and appends them; `None` where the next segment is not ready.
+/// Checks the runs' records and appends them. Fails where that does not tell what became of each: the
+/// next segment is not ready, or a write has failed on the way.
 fn append_checked(
     found: &mut [Result<Found, Refusal>],
     append: impl FnOnce(&mut [QueueRun<'_, '_>]) -> Result<Vec<storage::Appended>, AppendError>,
-) -> Option<Vec<Appended>> {
+) -> Result<Vec<Appended>, AppendError> {
     let checked = found.iter_mut().map(|found| match found {
         Ok(found) => {
             let records =
@@ -161,7 +166,7 @@ fn append_checked(
     let mut runs: Vec<QueueRun<'_, '_>> =
         sound.map(|(queue, _, records)| (*queue, records)).collect();
     let appended = match append(&mut runs) {
-        Err(AppendError::NotReady) => return None,
+        Err(error @ (AppendError::NotReady | AppendError::Unfinished(_))) => return Err(error),
         result => result,
     };
     let mut appended = appended.map(Vec::into_iter);
@@ -173,14 +178,14 @@ fn append_checked(
             Err(error) => Err(error.clone().into()),
         }
     };
-    Some(checked.into_iter().map(outcome).collect())
+    Ok(checked.into_iter().map(outcome).collect())
 }
 
 /// Appends on a thread that may wait for the next segment.
 async fn append_when_ready(
     connection: &Arc<Connection>,
     mut found: Vec<Result<Found, Refusal>>,
-) -> Vec<Appended> {
+) -> Result<Vec<Appended>, AppendError> {
     let runs = found.len();
     let store = connection.plane.state.store.clone();
     // The semaphore is never closed.
@@ -188,15 +193,10 @@ async fn append_when_ready(
     let appended = tokio::task::spawn_blocking(move || {
         append_checked(&mut found, |runs| store.append_all_blocking(runs))
     });
-    let fault = |text: String| {
-        let refusal = Refusal::new(ErrorCode::Internal, format!("a fault in the broker: {text}"));
-        vec![Err(refusal); runs]
-    };
-    match appended.await {
-        Ok(Some(appended)) => appended,
-        Ok(None) => fault("the next segment never came".to_owned()),
-        Err(error) => fault(error.to_string()),
-    }
+    appended.await.unwrap_or_else(|error| {
+        let message = format!("a fault in the broker: {error}");
+        Ok(vec![Err(Refusal::new(ErrorCode::Internal, message)); runs])
+    })
 }
 
 impl Answer {

@@ -127,7 +127,7 @@ impl Model {
             }
             Err(error) => {
                 assert!(self.failing, "{error}");
-                if matches!(error, AppendError::Poisoned(_)) {
+                if matches!(error, AppendError::Poisoned(_) | AppendError::Unfinished(_)) {
                     // Nobody knows what of it is in the log.
                     lane.numbers.extend(numbers);
                     self.kill();

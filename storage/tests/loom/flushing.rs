@@ -6,7 +6,6 @@ use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use loom::thread::{self, JoinHandle};
 
-use crate::error::AppendError;
 use crate::marks::Marks;
 use crate::model;
 
@@ -43,7 +42,7 @@ impl Log {
                 }
                 let written = marks.written.get();
                 if !sync(written) {
-                    let AppendError::Poisoned(reason) = marks.poison("the disk failed".into());
+                    let reason = marks.poison("the disk failed".into());
                     assert_eq!(&*reason, "the disk failed");
                     return;
                 }

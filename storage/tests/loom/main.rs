@@ -22,16 +22,6 @@ mod parking;
 mod sync;
 mod waiting;
 
-/// What the files under test know of the store's errors.
-mod error {
-    use std::sync::Arc;
-
-    #[derive(Debug)]
-    pub(crate) enum AppendError {
-        Poisoned(Arc<str>),
-    }
-}
-
 /// What the files under test know of queues: who waits, and up to where there are records.
 mod queue {
     use std::sync::Arc;
