@@ -188,6 +188,8 @@ pub struct RunError {
 pub(crate) enum RunFault {
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error("it is a V2 record, which Longwire does not write")]
+    Version,
     #[error("its topic is not the run's")]
     Topic,
     #[error("its queue is {0}, not the run's")]

@@ -1,6 +1,6 @@
 //! Records of one queue that a producer sends together, checked before they are appended.
 
-use longwire_proto::record::{RecordError, RecordView};
+use longwire_proto::record::{MAGIC_V1, RecordError, RecordView};
 use smallvec::SmallVec;
 
 use crate::error::{RunError, RunFault};
@@ -46,6 +46,9 @@ impl<'a> RecordRun<'a> {
 
 fn check_record(topic: &str, queue: u32, bytes: &[u8]) -> Result<usize, RunFault> {
     let record = RecordView::parse(bytes)?;
+    if record.magic() != MAGIC_V1 {
+        return Err(RunFault::Version);
+    }
     if record.topic() != topic {
         return Err(RunFault::Topic);
     }
@@ -57,4 +60,29 @@ fn check_record(topic: &str, queue: u32, bytes: &[u8]) -> Result<usize, RunFault
         return Err(RecordError::NoChecksum.into());
     }
     Ok(record.size())
+}
+
+#[cfg(test)]
+mod tests {
+    use longwire_proto::ErrorCode;
+    use longwire_proto::record::{MAGIC_V2, RecordDraft};
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_another_version_is_refused_however_sound_it_is() {
+        let mut bytes = Vec::new();
+        RecordDraft { topic: "t", ..RecordDraft::default() }.encode(&mut bytes).unwrap();
+        assert!(RecordRun::check("t", 0, &mut bytes).is_ok());
+        // The topic's length gets a second byte.
+        let topic_at = RecordView::parse(&bytes).unwrap().body_range().end;
+        bytes.insert(topic_at, 0);
+        let size = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&size.to_be_bytes());
+        bytes[4..8].copy_from_slice(&MAGIC_V2.to_be_bytes());
+        assert_eq!(RecordView::parse(&bytes).unwrap().topic(), "t");
+        let error = RecordRun::check("t", 0, &mut bytes).unwrap_err();
+        assert_eq!(error.reason, RunFault::Version);
+        assert_eq!(error.code(), ErrorCode::InvalidRecord);
+    }
 }

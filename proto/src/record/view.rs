@@ -139,6 +139,11 @@ impl<'a> RecordView<'a> {
         self.bytes.len()
     }
 
+    /// [`MAGIC_V1`] or [`MAGIC_V2`].
+    pub fn magic(&self) -> u32 {
+        be_u32(self.bytes, at::MAGIC)
+    }
+
     /// The topic it belongs to.
     pub fn topic(&self) -> &'a str {
         self.topic
