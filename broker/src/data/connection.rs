@@ -2,6 +2,7 @@
 
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,8 @@ pub(super) struct Connection {
     in_flight: Arc<Semaphore>,
     /// Read plans that may wait to be sent.
     plans: Arc<Semaphore>,
+    /// Fetches so far.
+    pub(super) fetches: AtomicU64,
     /// What sending keeps from one frame to the next.
     pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
@@ -144,6 +147,7 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
         acks: Acks::default(),
         in_flight: Arc::new(Semaphore::new(in_flight)),
         plans: Arc::new(Semaphore::new(PLANS_MAX)),
+        fetches: AtomicU64::new(0),
         kept: Kept::default(),
         ended: plane.state.shutdown.child_token(),
     });

@@ -1,6 +1,7 @@
 //! Fetch requests: resolve, plan, answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use longwire_proto::ErrorCode;
@@ -79,7 +80,8 @@ pub(super) async fn handle(
     let state = &connection.plane.state;
     state.metrics.fetches.inc();
     let wait = Duration::from_millis(request.max_wait_ms.min(FETCH_WAIT_MS_MAX).into());
-    let mut fetch = match Fetch::resolve(&state.store, correlation_id, &request) {
+    let turn = connection.fetches.fetch_add(1, Relaxed);
+    let mut fetch = match Fetch::resolve(&state.store, correlation_id, turn, &request) {
         Ok(fetch) => fetch,
         Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
     };
@@ -101,6 +103,7 @@ impl Fetch {
     fn resolve(
         store: &Store,
         correlation_id: u64,
+        turn: u64,
         request: &data::FetchRequest,
     ) -> Result<Fetch, Refusal> {
         let count: usize = request.topics.iter().map(|topic| topic.queues.len()).sum();
@@ -142,8 +145,7 @@ impl Fetch {
             topics.push(WantedTopic { topic, queues: table.unwrap_or_default(), filter });
         }
         let bytes_max = u64::from(request.max_bytes).min(FETCH_BYTES_MAX as u64);
-        // Every fetch begins with another queue, so that under a limit none is always last.
-        let first = (correlation_id % count as u64) as usize;
+        let first = first_queue(turn, count);
         Ok(Fetch { correlation_id, bytes_max, topics, queues, first })
     }
 
@@ -266,6 +268,17 @@ impl Fetch {
     fn queue(&self, wanted: &WantedQueue) -> Option<&Arc<Queue>> {
         Some(&self.topics[wanted.topic].queues[wanted.queue.ok()?])
     }
+}
+
+/// The queue that a connection's fetch of this number begins with: another one each time, so that under
+/// a limit none is always last.
+///
+/// In steps of the golden ratio, and not one by one, it goes round also for every second or third fetch,
+/// as where a client asks for several sets of queues in turn.
+fn first_queue(turn: u64, count: usize) -> usize {
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    let place = turn.wrapping_mul(GOLDEN) >> 32;
+    ((place * count as u64) >> 32) as usize
 }
 
 impl WantedQueue {

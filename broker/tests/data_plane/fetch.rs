@@ -1,5 +1,6 @@
 //! Fetch: parking, errors, filters, fairness.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use longwire_proto::ErrorCode;
@@ -7,7 +8,7 @@ use longwire_proto::data::{FetchQueue, FetchRequest, FetchTopic, request_header:
 use longwire_proto::record::{RecordView, tag_hash};
 
 use crate::TestBroker;
-use crate::client::{Client, fetch, noise, split, tagged_record};
+use crate::client::{Client, encode, fetch, noise, split, tagged_record};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -248,6 +249,28 @@ fn no_queue_starves_under_a_limit_of_bytes() {
         response.results.iter().for_each(|r| offsets[r.index as usize] = r.next_offset);
     }
     assert!(offsets.iter().all(|&offset| offset >= 2), "{offsets:?}");
+}
+
+#[test]
+fn no_queue_starves_whatever_ids_a_client_gives_and_in_whatever_turns_it_asks() {
+    let broker = TestBroker::start();
+    let mut client = Client::connect(broker.addr());
+    for queue in 0..4 {
+        client.produce_visible("t", queue, &vec![[7; 500]; 100]);
+    }
+    let mut offsets = [0; 4];
+    let id = 3;
+    for turn in 0..64 {
+        let set = if turn % 2 == 0 { [0, 1] } else { [2, 3] };
+        let queues = set.map(|queue: u32| (queue, offsets[queue as usize]));
+        let request = Request::Fetch(fetch("t", &queues, 500, LONG));
+        client.stream.write_all(&encode(id, request, &[])).unwrap();
+        let (response, _) = client.fetched(id);
+        for result in response.results {
+            offsets[set[result.index as usize] as usize] = result.next_offset;
+        }
+    }
+    assert!(offsets.iter().all(|&offset| offset >= 8), "{offsets:?}");
 }
 
 #[test]
