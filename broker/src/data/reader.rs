@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use longwire_proto::ErrorCode;
 use longwire_proto::data::RequestHeader;
 use longwire_proto::frame::{self, Frame, FrameError, Prefix};
-use longwire_proto::limits::REQUEST_FRAME_BYTES_MAX;
+use longwire_proto::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_FRAME_BYTES_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Instant, sleep_until};
@@ -78,7 +78,7 @@ impl FrameReader {
             self.release();
         }
         loop {
-            let prefix = Prefix::parse(&self.buffer, REQUEST_FRAME_BYTES_MAX).map_err(broken)?;
+            let prefix = read_prefix(&self.buffer)?;
             if let Some(prefix) = prefix
                 && let Some(frame) = frame::take(&mut self.buffer, prefix).map_err(broken)?
             {
@@ -233,6 +233,19 @@ impl FrameReader {
             self.appetite = (self.appetite / 2).max(BASE_BYTES);
         }
         read
+    }
+}
+
+/// The prefix of the frame that begins here, once it is there and within the limits.
+fn read_prefix(bytes: &[u8]) -> Result<Option<Prefix>, End> {
+    let prefix = Prefix::parse(bytes, REQUEST_FRAME_BYTES_MAX).map_err(broken)?;
+    match prefix {
+        Some(Prefix { body_bytes, .. }) if body_bytes > REQUEST_BODY_BYTES_MAX => {
+            let max = REQUEST_BODY_BYTES_MAX;
+            let message = format!("a body of {body_bytes} bytes is over the limit of {max}");
+            Err(End::Protocol(Refusal::new(ErrorCode::FrameTooLarge, message)))
+        }
+        prefix => Ok(prefix),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use longwire_proto::ErrorCode;
 use longwire_proto::data::Durability;
-use longwire_proto::limits::REQUEST_FRAME_BYTES_MAX;
+use longwire_proto::limits::{REQUEST_BODY_BYTES_MAX, REQUEST_FRAME_BYTES_MAX};
 
 use crate::TestBroker;
 use crate::client::{Client, encode, hello, noise, produce, records};
@@ -48,6 +48,17 @@ fn a_length_over_the_limit_is_refused_from_its_four_bytes_alone() {
             assert_eq!(client.error_and_close(), ErrorCode::FrameTooLarge);
         });
     }
+}
+
+#[test]
+fn a_body_over_its_limit_is_refused_where_the_frame_is_within_its_own() {
+    let header = 16;
+    let frame = 2 + header + REQUEST_BODY_BYTES_MAX + 1;
+    beside_a_good_client(|client| {
+        client.stream.write_all(&(frame as u32).to_be_bytes()).unwrap();
+        client.stream.write_all(&(header as u16).to_be_bytes()).unwrap();
+        assert_eq!(client.error_and_close(), ErrorCode::FrameTooLarge);
+    });
 }
 
 #[test]
