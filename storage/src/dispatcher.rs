@@ -120,7 +120,7 @@ impl Dispatcher {
 
     /// Sees to it that what has been appended is dispatched: now where that is short, else soon.
     pub(crate) fn appended(&self) {
-        if !self.dispatch_inline() {
+        if !self.marks.guard("dispatcher", || self.dispatch_inline()) {
             self.call.raise();
         }
     }

@@ -1,5 +1,6 @@
 //! How far the log has come, and whether the store has failed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, OnceLock};
 
 use crate::watermark::{Watermark, WatermarkClosed};
@@ -50,6 +51,15 @@ impl Marks {
         self.close(reason);
         self.failed.advance(1);
         reason.clone()
+    }
+
+    /// Runs a part of the store that others wait for. If it panics the store has failed: the marks would
+    /// stand still, and they would wait for ever.
+    pub(crate) fn guard<T>(&self, part: &str, run: impl FnOnce() -> T) -> T {
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            self.poison(format!("a fault in the store: its {part} has panicked"));
+            resume_unwind(panic)
+        })
     }
 
     /// Why the store has failed, if it has.

@@ -89,7 +89,9 @@ impl Store {
             Some(store) => store.carry_forward(choose),
             None => Err(AppendError::Closed),
         };
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+        let spawn = |name: &'static str, run: Box<dyn FnOnce() + Send>| {
+            let marks = self.marks.clone();
+            let run = move || marks.guard(name, run);
             thread::Builder::new().name(format!("lw-{name}")).spawn(run)
         };
         self.threads.lock().extend([
@@ -115,7 +117,7 @@ impl Store {
         self.dispatcher.stop();
         self.marks.close(&"the store is closed".into());
         for thread in threads {
-            // A thread that panicked has said why; the checkpoint below tells whether it mattered.
+            // One that panicked has made the store fail.
             let _ = thread.join();
         }
         for queue in self.topics.all().iter().flat_map(|topic| topic.queues()) {

@@ -10,7 +10,7 @@ use longwire_client::{Client, Durability, Message, NewTopic};
 use longwire_proto::data::{ProduceRequest, ProduceRun, request_header::Request};
 use longwire_storage::Durability::Write;
 use longwire_storage::disk::{CrashModel, Fault, FaultDisk, Outcome, Survives, Verb};
-use longwire_storage::{AppendError, RecordRun, Store, StoreConfig, TopicConfig};
+use longwire_storage::{AppendError, CloseError, RecordRun, Store, StoreConfig, TopicConfig};
 use longwire_tests::broker_process::{Addresses, BrokerCommand};
 use longwire_tests::frame_client::{FrameClient, record};
 use longwire_tests::history::{History, MessageId, read_topic};
@@ -115,6 +115,36 @@ fn an_append_whose_second_write_fails_says_that_a_part_may_be_stored() {
 
     let store = Store::open_on(disk, config).unwrap();
     assert_eq!(store.topic("t").unwrap().queue(0).unwrap().max_offset(), 1);
+}
+
+#[test]
+fn a_store_of_which_a_thread_panics_fails_and_can_be_closed() {
+    let config = StoreConfig { checkpoint_interval: Duration::from_millis(1), ..quiet_config() };
+    let calls_of = [
+        ("flusher", Verb::Sync, "commitlog"),
+        ("supply", Verb::CreateReserved, "commitlog"),
+        ("housekeeper", Verb::Sync, "checkpoint"),
+    ];
+    for (thread, verb, path) in calls_of {
+        let disk = FaultDisk::default();
+        let store = Store::open_on(Arc::new(disk.clone()), config.clone()).unwrap();
+        let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+        let (verb, path, outcome) = (Some(verb), path.into(), Outcome::Panic);
+        disk.add_fault(Fault { verb, syncs_only: false, path, after: 0, times: 1, outcome });
+        // The second asks for the next segment; any may be the last one that is appended.
+        let work = || {
+            let mut bytes = record("t", 0, &[7; 40_000]);
+            let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+            if let Ok(extents) = store.append(&queue, &mut run) {
+                drop(store.flushed(extents[0].end));
+            }
+            store.failure()
+        };
+        let (_, failure) = until("the failure", PATIENCE, work);
+        assert!(failure.contains(&format!("{thread} has panicked")), "{thread}: {failure}");
+        let closed = store.close();
+        assert!(matches!(closed, Err(CloseError::Poisoned(_))), "{thread}: {closed:?}");
+    }
 }
 
 /// What a killed process leaves is in the page cache alone, and the first sync of it is a start's.

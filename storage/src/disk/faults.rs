@@ -79,6 +79,8 @@ pub enum Outcome {
     Short(i32),
     /// It succeeds and has done nothing.
     Lie,
+    /// It panics.
+    Panic,
 }
 
 /// Calls that do not do what they should.
@@ -131,7 +133,11 @@ impl Faults {
             return Ok(false);
         };
         self.met += 1;
-        if outcome == Outcome::Lie { Ok(true) } else { Err(outcome) }
+        match outcome {
+            Outcome::Lie => Ok(true),
+            Outcome::Panic => panic!("{verb:?} was told to"),
+            outcome => Err(outcome),
+        }
     }
 }
 
@@ -139,7 +145,7 @@ impl Outcome {
     pub(super) fn error(self) -> io::Error {
         match self {
             Outcome::Error(code) | Outcome::Short(code) => io::Error::from_raw_os_error(code),
-            Outcome::Lie => io::ErrorKind::Other.into(),
+            Outcome::Lie | Outcome::Panic => io::ErrorKind::Other.into(),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod arrivals;
 #[path = "../../src/call.rs"]
 pub mod call;
 #[path = "../../src/marks.rs"]
+#[allow(dead_code, reason = "no part of a store runs here")]
 pub mod marks;
 #[path = "../../src/unflushed.rs"]
 pub mod unflushed;
