@@ -140,7 +140,7 @@ impl Connection {
         let mut pending = self.wire.pending.lock();
         if let Some(closed) = pending.closed.clone() {
             drop((pending, outbox));
-            return reply.complete(Err(closed));
+            return reply.complete(Err(closed.unsent()));
         }
         let id = pending.last_id + 1;
         let header = RequestHeader { correlation_id: id, request: Some(request) };
@@ -218,8 +218,8 @@ impl Wire {
 
         for (id, (_, reply)) in requests {
             let sent = first_unsent.is_none_or(|unsent| id < unsent);
-            let error = if sent { why.clone().with_unknown_outcome() } else { why.clone() };
-            reply.complete(Err(error));
+            let why = why.clone();
+            reply.complete(Err(if sent { why.with_unknown_outcome() } else { why.unsent() }));
         }
     }
 }

@@ -138,6 +138,13 @@ impl Error {
         self
     }
 
+    /// The same error for a request that never left: whatever ended the connection, another one may
+    /// take it.
+    pub(crate) fn unsent(mut self) -> Error {
+        self.change(|inner| inner.retriable = true);
+        self
+    }
+
     pub(crate) fn with_record(mut self, queue: TopicQueue, offset: u64) -> Error {
         self.change(|inner| inner.record = Some(RecordRef { queue, offset }));
         self

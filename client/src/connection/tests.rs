@@ -1,4 +1,5 @@
-use longwire_proto::data::{FetchRequest, FetchResponse};
+use longwire_proto::ErrorCode;
+use longwire_proto::data::{ErrorResponse, FetchRequest, FetchResponse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -100,4 +101,18 @@ async fn a_body_holds_on_to_no_more_than_itself() {
         let body = answered.await.unwrap().unwrap().body;
         assert!(body.len() == 100 && body.is_unique());
     }
+}
+
+#[tokio::test]
+async fn a_request_that_never_left_can_be_sent_again_whatever_ended_the_connection() {
+    let (connection, mut broker) = connected().await;
+    let sent = submit(&connection, Vec::new());
+    let code = ErrorCode::FrameTooLarge.number();
+    let refusal = Response::Error(ErrorResponse { code, message: "too large".into() });
+    broker.write_all(&answer(0, refusal, 0)).await.unwrap();
+    let error = sent.await.unwrap().unwrap_err();
+    assert!(error.outcome_unknown() && !error.is_retriable(), "{error}");
+    assert!(connection.is_closed());
+    let error = submit(&connection, Vec::new()).await.unwrap().unwrap_err();
+    assert!(!error.outcome_unknown() && error.is_retriable(), "{error}");
 }

@@ -34,6 +34,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let mut silent = None;
         if let Some(open) = &connection {
             fetch(&shared, open);
+            if open.is_closed() {
+                continue;
+            }
             let patience = Duration::from_millis(FETCH_WAIT_MS.into()) + ANSWER_SLACK;
             silent = open.silent_since().map(|since| since + patience);
             if silent.is_some_and(|silent| silent <= now) {

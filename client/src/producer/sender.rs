@@ -48,6 +48,9 @@ pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
         let mut silent = None;
         if let Some(connection) = &connection {
             send(&shared, connection, now, &mut small_runs_from);
+            if connection.is_closed() {
+                continue;
+            }
             silent = patience_ends(&shared, connection);
             if silent.is_some_and(|silent| silent <= now) {
                 let message = "the broker does not answer";
@@ -73,7 +76,7 @@ fn patience_ends(shared: &Shared, connection: &Connection) -> Option<Instant> {
     Some(silent.min(too_late))
 }
 
-/// Sends frames while there is something ready and room in flight.
+/// Sends frames while there is something ready, room in flight, and a connection.
 fn send(
     shared: &Arc<Shared>,
     connection: &Connection,
@@ -81,7 +84,7 @@ fn send(
     small_runs_from: &mut Option<Instant>,
 ) {
     let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
-    loop {
+    while !connection.is_closed() {
         let in_flight = shared.frames_in_flight.load(Relaxed);
         let spread = shared.schedule.is_full_of_runs() && shared.has_much_waiting();
         if shared.spread.swap(spread, Relaxed) && !spread {

@@ -3,6 +3,8 @@
 pub mod control;
 mod data;
 
+pub use data::encode;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -62,6 +64,8 @@ pub struct State {
     pub connections: Mutex<usize>,
     /// So many of the next data connections end right after their hello.
     pub brief_connections: Mutex<usize>,
+    /// What these are sent with their hello.
+    pub farewell: Mutex<Bytes>,
     members: Mutex<Option<mpsc::UnboundedSender<JoinedMember>>>,
     arrivals: Notify,
 }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use longwire_client::{AckLevel, Compression, Durability, ErrorCode, ErrorKind, Message};
+use longwire_proto::data::{ErrorResponse, response_header::Response};
 use longwire_proto::record::RecordView;
 
-use crate::mock::{Act, Mock};
+use crate::mock::{Act, Mock, encode};
 
 #[tokio::test]
 async fn a_receipt_says_where_the_message_is_and_how_safe() {
@@ -75,6 +76,25 @@ async fn a_lost_connection_is_retried_by_default_and_may_store_a_message_twice()
     assert_eq!(receipt.offset, 1);
     assert_eq!(mock.bodies("t", 0), ["twice", "twice"]);
     assert_eq!(*mock.state.connections.lock(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_refused_while_it_is_sent_to_fails_no_message() {
+    let mock = Mock::start(&[("t", 256)]).await;
+    let mut acts = [Act::Drop].into_iter();
+    mock.on_produce(move |_| acts.next().unwrap_or(Act::Serve));
+    let producer = mock.client().await.producer().build().await.unwrap();
+    let code = ErrorCode::FrameTooLarge.number();
+    let refusal = ErrorResponse { code, message: "as the test wants it".into() };
+    *mock.state.farewell.lock() = encode(0, Response::Error(refusal), &[]);
+    *mock.state.brief_connections.lock() = 6;
+    let body = "x".repeat(64 << 10);
+    for queue in 0..256 {
+        let message = Message::new("t", body.clone()).queue(queue);
+        let _dropped = producer.enqueue(message).await.unwrap();
+    }
+    producer.flush().await.unwrap();
+    assert!((0..256).all(|queue| !mock.bodies("t", queue).is_empty()));
 }
 
 #[tokio::test]

@@ -60,12 +60,15 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
                     max_in_flight: 64,
                     ..HelloResponse::default()
                 };
-                answers.send(encode(id, Response::Hello(hello), &[])).unwrap();
+                let hello = encode(id, Response::Hello(hello), &[]);
                 if state.is_brief() {
-                    // Which ends it once the hello is written.
+                    let farewell = state.farewell.lock().clone();
+                    answers.send([hello, farewell].concat().into()).unwrap();
+                    // Which ends it once that is written.
                     drop(answers);
                     return writer.await.unwrap();
                 }
+                answers.send(hello).unwrap();
             }
             Request::Produce(request) => {
                 let act = state.on_produce.lock().as_mut().map_or(Act::Serve, |on| on(&request));
