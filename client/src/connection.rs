@@ -67,6 +67,8 @@ struct Pending {
     /// By correlation id, and so in the order of submission.
     requests: BTreeMap<u64, (Instant, Box<dyn Reply>)>,
     last_id: u64,
+    /// When the last submitted of the requests answered so far was.
+    newest_answered: Option<Instant>,
     /// Why the connection has ended.
     closed: Option<Error>,
 }
@@ -177,6 +179,15 @@ impl Connection {
         self.oldest_unanswered().map(|since| since.max(self.wire.progress.last()))
     }
 
+    /// Whether a request submitted so much later than the oldest unanswered one has been answered. What
+    /// is on its way over a slow link is not overtaken: answers come one after the other.
+    pub(crate) fn is_overtaken(&self, by: Duration) -> bool {
+        let pending = self.wire.pending.lock();
+        let oldest = pending.requests.first_key_value().map(|(_, (since, _))| *since);
+        let ahead = pending.newest_answered.zip(oldest);
+        ahead.is_some_and(|(newest, oldest)| newest.saturating_duration_since(oldest) > by)
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.wire.pending.lock().closed.is_some()
     }
@@ -199,7 +210,10 @@ impl Drop for Connection {
 impl Wire {
     /// Takes the reply that waits for `id`.
     fn answered(&self, id: u64) -> Option<Box<dyn Reply>> {
-        self.pending.lock().requests.remove(&id).map(|(_, reply)| reply)
+        let mut pending = self.pending.lock();
+        let (since, reply) = pending.requests.remove(&id)?;
+        pending.newest_answered = pending.newest_answered.max(Some(since));
+        Some(reply)
     }
 
     /// Ends the connection: a request of which nothing was written has definitely not taken effect,

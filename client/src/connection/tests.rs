@@ -116,3 +116,21 @@ async fn a_request_that_never_left_can_be_sent_again_whatever_ended_the_connecti
     let error = submit(&connection, Vec::new()).await.unwrap().unwrap_err();
     assert!(!error.outcome_unknown() && error.is_retriable(), "{error}");
 }
+
+#[tokio::test]
+async fn only_a_request_whose_successor_is_answered_is_overtaken_however_old_it_is() {
+    let (connection, mut broker) = connected().await;
+    let oldest = submit(&connection, Vec::new());
+    let later = submit(&connection, Vec::new());
+    let overtaken = |by| connection.is_overtaken(by);
+    assert!(!overtaken(Duration::ZERO), "nothing is answered");
+    let fetched = |id| answer(id, Response::Fetch(FetchResponse::default()), 0);
+    broker.write_all(&fetched(3)).await.unwrap();
+    later.await.unwrap().unwrap();
+    assert!(overtaken(Duration::ZERO) && !overtaken(Duration::from_secs(600)));
+    broker.write_all(&fetched(2)).await.unwrap();
+    oldest.await.unwrap().unwrap();
+    let newest = submit(&connection, Vec::new());
+    assert!(!overtaken(Duration::ZERO), "what came before it is answered");
+    drop(newest);
+}

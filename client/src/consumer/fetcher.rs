@@ -14,6 +14,9 @@ use crate::{Error, ErrorKind};
 /// A broker that keeps a fetch so much longer than asked for, and sends nothing else meanwhile, is
 /// taken for dead.
 const ANSWER_SLACK: Duration = Duration::from_secs(15);
+/// A fetch is taken for lost where another was asked for so many times later than it should have been
+/// answered, and has its answer.
+const LOST_AFTER: u32 = 4;
 /// How long a queue is left alone that the broker could not read.
 const DELAY: Duration = Duration::from_millis(500);
 
@@ -39,7 +42,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             }
             let patience = Duration::from_millis(FETCH_WAIT_MS.into()) + ANSWER_SLACK;
             silent = open.silent_since().map(|since| since + patience);
-            if silent.is_some_and(|silent| silent <= now) {
+            let is_silent = silent.is_some_and(|silent| silent <= now);
+            if is_silent || open.is_overtaken(LOST_AFTER * patience) {
                 let message = "the broker does not answer fetches";
                 open.close(Error::new(ErrorKind::Timeout, message));
                 continue;
