@@ -10,14 +10,16 @@ use parking_lot::{Mutex, RwLock};
 use crate::call::Call;
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
+use crate::disk::is_out_of_descriptors;
 use crate::marks::Marks;
 use crate::queue::{Queue, Topic};
 use crate::scan::{check_record, is_blank};
 use crate::segment::Segment;
+use crate::segment_supply::RETRY_PAUSE;
 use crate::topics::Topics;
 use crate::unflushed::Unflushed;
-use crate::views::Views;
 use crate::views::system_topic::{self, SystemRecord};
+use crate::views::{Effect, Views};
 
 /// Records dispatched between two looks at who can be woken.
 const PASS_BYTES_MAX: u64 = 1 << 20;
@@ -26,6 +28,10 @@ const PASS_BYTES_MAX: u64 = 1 << 20;
 /// on the way to a waiting consumer, which over loopback are half of that way; longer runs would keep
 /// that thread from its next request for longer than they save.
 const INLINE_BYTES_MAX: u64 = 64 << 10;
+
+/// How often a descriptor that is missing is tried for again: for ten seconds. What takes them for longer
+/// than that goes with the process.
+const DESCRIPTOR_TRIES: u32 = 20;
 
 /// The builder of views: whoever holds `pass` is it, one at a time.
 ///
@@ -181,7 +187,7 @@ impl Dispatcher {
         let to = self.walk(from, to, place, |record| {
             // Topics come and go with files.
             all = place != Place::Inline || record.topic() != system_topic::TOPICS;
-            if all { self.dispatch(pass, record).map(|()| true) } else { Ok(false) }
+            if all { self.dispatch(pass, record, place).map(|()| true) } else { Ok(false) }
         })?;
         self.marks.dispatched.advance(to);
         let mut unflushed = Vec::new();
@@ -204,10 +210,26 @@ impl Dispatcher {
         self.unflushed.flushed(&self.marks.durable);
     }
 
-    fn dispatch(&self, pass: &mut Pass, record: &RecordView<'_>) -> io::Result<()> {
+    /// Topics come and go with files, for which there may be no descriptor just now. No event tells when
+    /// there is one again, and nothing that follows can be dispatched before.
+    fn apply(&self, effect: &Effect, place: Place) -> io::Result<()> {
+        let tries = if place == Place::Thread { DESCRIPTOR_TRIES } else { 0 };
+        for _ in 0..tries {
+            match self.topics.apply(effect) {
+                Err(error) if is_out_of_descriptors(&error) => {
+                    tracing::warn!(%error, "a topic waits for a file descriptor");
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+                applied => return applied,
+            }
+        }
+        self.topics.apply(effect)
+    }
+
+    fn dispatch(&self, pass: &mut Pass, record: &RecordView<'_>, place: Place) -> io::Result<()> {
         if let Some(system) = SystemRecord::read(record) {
             let effect = self.views.write().fold(system, record.position(), end_of(record));
-            self.topics.apply(effect)?;
+            self.apply(&effect, place)?;
             pass.topic = None;
         }
         if pass.topic.as_ref().is_none_or(|topic| **topic.name() != *record.topic()) {

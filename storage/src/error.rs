@@ -132,6 +132,9 @@ pub enum AppendError {
     /// There is no disk space for the next segment.
     #[error("no disk space for the next segment; reads go on, writes resume when there is space")]
     Full,
+    /// There is no file descriptor for the next segment.
+    #[error("no file descriptor for the next segment: raise the limit of open files (ulimit -n)")]
+    NoDescriptor,
     /// A write or sync of the log failed before; nothing can be appended until a restart.
     #[error("the store has failed: {0}")]
     Poisoned(Arc<str>),
@@ -159,7 +162,7 @@ impl AppendError {
     /// The stable code a client is told.
     pub fn code(&self) -> ErrorCode {
         match self {
-            AppendError::NotReady => ErrorCode::Overloaded,
+            AppendError::NotReady | AppendError::NoDescriptor => ErrorCode::Overloaded,
             AppendError::Full => ErrorCode::StorageFull,
             AppendError::Poisoned(_) | AppendError::Unfinished(_) => ErrorCode::StorePoisoned,
             AppendError::Closed => ErrorCode::ShuttingDown,

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::checkpoint::{Checkpoint, CheckpointFile};
 use crate::commit_log::CommitLog;
-use crate::disk::Disk;
+use crate::disk::{Disk, is_out_of_descriptors};
 use crate::dispatcher::Dispatcher;
 use crate::error::AppendError;
 use crate::marks::Marks;
@@ -96,11 +96,12 @@ impl Housekeeper {
         }
     }
 
-    /// Whether the next turn can try again: only where all that was missing is space. The next start
+    /// Whether the next turn can try again: only where all that was missing is space, or a descriptor. The next start
     /// then has more to read.
     fn can_go_on(&self, what: &str, error: io::Error) -> bool {
         if is_full(&error) {
-            tracing::warn!(%error, "no space for {what}");
+            let missing = if is_out_of_descriptors(&error) { "file descriptor" } else { "space" };
+            tracing::warn!(%error, "no {missing} for {what}");
             return true;
         }
         self.marks.poison(format!("{what} failed: {error}"));

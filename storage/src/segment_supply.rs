@@ -26,8 +26,8 @@ use crate::zeros;
 const WARM_AHEAD_BYTES: u64 = 32 << 20;
 /// One step of warming, which takes 1-3 ms (zerocopy.md 4.1); the thread looks up in between.
 const WARM_STEP_BYTES: u64 = 4 << 20;
-/// After a full disk another try is made at most this often.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// After a full disk, or without a descriptor, another try is made at most this often.
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(crate) struct SegmentSupply {
@@ -60,8 +60,8 @@ struct State {
     zeroed: u64,
     /// Up to here they are wanted.
     zeros_wanted: u64,
-    /// Why the last try to make a segment failed for lack of space, and when.
-    full_since: Option<Instant>,
+    /// When the last try to make a segment failed for something that can pass, and what was missing.
+    refused: Option<(Instant, AppendError)>,
     stopped: bool,
 }
 
@@ -82,7 +82,7 @@ impl SegmentSupply {
             warm: written,
             zeroed: written,
             zeros_wanted: written,
-            full_since: None,
+            refused: None,
             stopped: false,
         };
         SegmentSupply {
@@ -112,24 +112,26 @@ impl SegmentSupply {
             return Ok(());
         }
         state.wanted = state.wanted.max(count);
-        let full = state.full_since.is_some_and(|since| since.elapsed() < RETRY_PAUSE);
-        if !full {
-            state.full_since = None;
-            self.work.notify_one();
+        if let Some((since, error)) = &state.refused
+            && since.elapsed() < RETRY_PAUSE
+        {
+            return Err(error.clone());
         }
-        Err(if full { AppendError::Full } else { AppendError::NotReady })
+        state.refused = None;
+        self.work.notify_one();
+        Err(AppendError::NotReady)
     }
 
     /// Blocks until a segment that was reserved is ready or cannot be had.
     pub(crate) fn wait(&self) -> Result<(), AppendError> {
         let mut state = self.state.lock();
-        while state.ready.len() < state.wanted && !state.stopped && state.full_since.is_none() {
+        while state.ready.len() < state.wanted && !state.stopped && state.refused.is_none() {
             self.ready.wait(&mut state);
         }
-        match (state.stopped, state.full_since) {
-            (true, _) => Err(AppendError::Closed),
-            (_, Some(_)) => Err(AppendError::Full),
-            _ => Ok(()),
+        match &state.refused {
+            _ if state.stopped => Err(AppendError::Closed),
+            Some((_, error)) => Err(error.clone()),
+            None => Ok(()),
         }
     }
 
@@ -182,7 +184,7 @@ impl SegmentSupply {
     pub(crate) fn run(&self, marks: &Marks, appender: &Appender) {
         let mut state = self.state.lock();
         while !state.stopped {
-            if state.ready.len() < state.wanted && state.full_since.is_none() {
+            if state.ready.len() < state.wanted && state.refused.is_none() {
                 let base = state.next_base;
                 drop(state);
                 let made = Segment::create(&*self.disk, &self.dir, base, self.segment_bytes);
@@ -222,14 +224,18 @@ impl SegmentSupply {
             Ok(segment) => {
                 state.next_base = segment.end();
                 state.ready.push_back(Arc::new(segment));
-                state.full_since = None;
+                state.refused = None;
             }
             Err(error) if is_full(&error) => {
                 tracing::warn!(
                     dir = %self.dir.display(), bytes = self.segment_bytes, %error,
-                    "no space for the next segment; writes are refused until there is"
+                    "the next segment cannot be made; writes are refused until it can"
                 );
-                state.full_since = Some(Instant::now());
+                let missing = match is_out_of_descriptors(&error) {
+                    true => AppendError::NoDescriptor,
+                    false => AppendError::Full,
+                };
+                state.refused = Some((Instant::now(), missing));
             }
             Err(error) => {
                 marks.poison(format!("creating a segment failed: {error}"));

@@ -70,12 +70,12 @@ impl Topics {
         topics.values().try_for_each(|topic| topic.files().remove_all())
     }
 
-    /// Takes over what a folded record says.
-    pub(crate) fn apply(&self, effect: Effect) -> io::Result<()> {
+    /// Takes over what a folded record says. Can be called again where it has failed.
+    pub(crate) fn apply(&self, effect: &Effect) -> io::Result<()> {
         match effect {
             Effect::None => Ok(()),
-            Effect::TopicConfigured(config, created) => self.configure(config, created),
-            Effect::TopicDeleted(name) => self.delete(&name),
+            Effect::TopicConfigured(config, created) => self.configure(config.clone(), *created),
+            Effect::TopicDeleted(name) => self.delete(name),
         }
     }
 
@@ -95,6 +95,8 @@ impl Topics {
         Ok(())
     }
 
+    /// Where it fails the topic is gone all the same: files that stay go before there is another of that
+    /// name.
     fn delete(&self, name: &str) -> io::Result<()> {
         let Some(topic) = self.by_name.write().remove(name) else {
             return Ok(());

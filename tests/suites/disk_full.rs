@@ -17,6 +17,7 @@ use longwire_tests::frame_client::{FrameClient, fetch, record, split};
 use longwire_tests::small_disk::{FileSystem, SmallDisk};
 use longwire_tests::wait::{until, within};
 use longwire_tests::{noise, skip};
+use rustix::io::Errno;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const BODY_BYTES: usize = 64 << 10;
@@ -306,4 +307,34 @@ fn a_removal_for_which_space_was_missing_is_finished_before_the_next_one() {
         }
     }
     assert!(met > 10, "the space was missing {met} times");
+}
+
+#[test]
+fn a_descriptor_that_is_missing_is_no_full_disk_and_is_waited_for() {
+    let disk = Arc::new(FaultDisk::default());
+    let config = StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::new(Path::new("/store")) };
+    let store = Store::open_on(disk.clone(), config).unwrap();
+    let missing = |verb, times| {
+        let outcome = Outcome::Error(Errno::MFILE.raw_os_error());
+        let (path, verb) = (String::new(), Some(verb));
+        disk.add_fault(Fault { verb, syncs_only: false, path, after: 0, times, outcome });
+    };
+    missing(Verb::List, 2);
+    let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+    assert_eq!(disk.faults_met(), 2, "it was waited for");
+
+    let append = || {
+        let mut bytes = record("t", 0, &[7; 4096]);
+        let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+        store.append_blocking(&queue, &mut run)
+    };
+    missing(Verb::CreateReserved, u64::MAX);
+    let refused = std::iter::repeat_with(append).find_map(Result::err).unwrap();
+    assert!(matches!(refused, AppendError::NoDescriptor), "{refused}");
+    assert_eq!(refused.code(), ErrorCode::Overloaded);
+    assert!(refused.code().is_retriable());
+    disk.clear_faults();
+    until("a next segment", PATIENCE, || append().ok());
+    assert_eq!(store.failure(), None);
+    store.close().unwrap();
 }
