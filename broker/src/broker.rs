@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{AppendPath, Config, InvalidConfig, RuntimeConfig};
 use crate::groups::Coordinator;
 use crate::state::BrokerState;
-use crate::{control, data, http};
+use crate::{control, data, descriptors, http};
 
 /// How long open requests may take to be answered when the broker stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(400);
@@ -75,6 +75,17 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The process may open too few files for a broker to be of use.
+    #[error(
+        "the limit of open files is {limit}, of which {open} are open: too few to serve with. \
+         Raise it: ulimit -n, LimitNOFILE= of systemd"
+    )]
+    FewDescriptors {
+        /// The limit of the process.
+        limit: u64,
+        /// How many it had open.
+        open: u64,
+    },
     /// Threads cannot be started.
     #[error("cannot start threads: {0}")]
     Threads(io::Error),
@@ -82,8 +93,9 @@ pub enum StartError {
 
 impl Broker {
     /// Starts a broker; when this returns, its ports are served.
-    pub async fn start(config: Config) -> Result<Broker, StartError> {
+    pub async fn start(mut config: Config) -> Result<Broker, StartError> {
         config.check()?;
+        descriptors::check(&config)?;
         let runtimes = Runtimes::new(&config.runtime).map_err(StartError::Threads)?;
         let control = runtimes.control().clone();
         let listeners = match Listeners::bind(&config) {
@@ -111,6 +123,7 @@ impl Broker {
 
         let host = store_host(&config, addresses.data);
         let store = open_store(&control, store_config(&config, host)).await?;
+        descriptors::limit_connections(&mut config)?;
         let groups = Coordinator::new(Arc::clone(&store), config.groups.clone(), control.clone());
         let advertised = match &config.listen.advertised_data {
             Some(address) => address.clone(),

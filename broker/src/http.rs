@@ -17,7 +17,7 @@ use crate::state::BrokerState;
 
 /// How long one connection may take in all; each is for one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-const CONNECTIONS_MAX: usize = 128;
+pub(crate) const CONNECTIONS_MAX: usize = 128;
 /// What Prometheus knows the text of a scrape by.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

@@ -33,6 +33,7 @@ pub mod config;
 mod broker;
 mod control;
 mod data;
+mod descriptors;
 mod gate;
 mod groups;
 mod http;

@@ -128,7 +128,6 @@ fn main() -> ExitCode {
         return offline::run(&loaded.config.data_dir, flags);
     }
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -204,6 +203,7 @@ fn exit_status(error: &StartError) -> u8 {
     match error {
         StartError::Config(_)
         | StartError::CongestionControl { .. }
+        | StartError::FewDescriptors { .. }
         | StartError::Store(OpenError::Config(_)) => exit::USAGE,
         StartError::Listen { .. } => exit::PORT_UNAVAILABLE,
         StartError::Store(OpenError::Locked { .. }) => exit::LOCKED,
@@ -229,14 +229,4 @@ fn start_logging(config: &LogConfig) -> Result<(), String> {
         }
     };
     started.map_err(|error| format!("cannot log: {error}"))
-}
-
-/// Every connection is a file descriptor, and the limit a shell gives is a small one.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of file descriptors stays as it is");
-    }
 }

@@ -82,6 +82,17 @@ fn a_second_broker_on_the_folder_is_refused_even_where_the_ports_are_the_same() 
 }
 
 #[test]
+fn a_limit_of_descriptors_that_is_of_no_use_is_said_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = command(folder.path());
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\""]);
+    let (code, message) = run(shell.arg(broker.get_program()).args(broker.get_args()));
+    assert_eq!(code, Some(64), "{message}");
+    assert!(message.contains("the limit of open files is 256"), "{message}");
+}
+
+#[test]
 fn mistakes_have_their_exit_statuses_and_messages() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
