@@ -165,6 +165,9 @@ pub struct LimitsConfig {
     /// Memory that request bodies may take together.
     #[serde(with = "human")]
     pub request_memory_bytes: u64,
+    /// Memory that fetches which wait for records may take together.
+    #[serde(with = "human")]
+    pub parked_memory_bytes: u64,
     /// How long the rest of a frame may take once it has begun.
     #[serde(with = "human")]
     pub frame_timeout: Duration,
@@ -325,6 +328,7 @@ impl Default for LimitsConfig {
             connections_max: 10_000,
             in_flight_per_connection: 256,
             request_memory_bytes: 128 << 20,
+            parked_memory_bytes: 128 << 20,
             frame_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),
             hello_timeout: Duration::from_secs(10),

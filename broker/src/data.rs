@@ -12,8 +12,8 @@
 //!
 //! Requests of one connection are read, and records appended, in order; answers go out as they are
 //! ready. Nothing grows without a bound: connections, unanswered requests of one, memory of
-//! requests being read, plans waiting to be sent. Where a bound is reached, the broker stops
-//! reading. A connection that only waits costs a task and no buffer, and arms no timer.
+//! requests being read and of parked fetches, plans waiting to be sent. Where a bound is reached, the
+//! broker stops reading. A connection that only waits costs a task and no buffer, and arms no timer.
 
 mod acks;
 mod budget;
@@ -49,15 +49,20 @@ struct Plane {
     pool: IoPool,
     /// What requests being read may take.
     budget: Budget,
+    /// Bytes that parked fetches may still take.
+    parked: Arc<Semaphore>,
     /// Threads that may wait for the next segment.
     rolls: Semaphore,
 }
 
 impl Plane {
     fn new(state: Arc<BrokerState>) -> Plane {
+        let limits = &state.config.limits;
+        let parked = usize::try_from(limits.parked_memory_bytes).unwrap_or(usize::MAX);
         Plane {
             pool: IoPool::new(state.config.transfer.io_threads),
-            budget: Budget::new(state.config.limits.request_memory_bytes),
+            budget: Budget::new(limits.request_memory_bytes),
+            parked: Arc::new(Semaphore::new(parked.min(Semaphore::MAX_PERMITS))),
             rolls: Semaphore::new(ROLL_WAITS_MAX),
             state,
         }

@@ -86,6 +86,9 @@ impl Config {
         let fits = (least..=1 << 40).contains(&memory);
         let allowed = format!("{least} (one request frame) to 1TiB");
         found.require(fits, "limits.request_memory_bytes", memory, &allowed);
+        let parked = limits.parked_memory_bytes;
+        let fits = (1 << 20..=1 << 40).contains(&parked);
+        found.require(fits, "limits.parked_memory_bytes", parked, "1MiB to 1TiB");
         found.time("limits.frame_timeout", limits.frame_timeout, SECOND / 10, DAY);
         found.time("limits.stall_timeout", limits.stall_timeout, SECOND / 10, DAY);
         found.time("limits.hello_timeout", limits.hello_timeout, SECOND / 10, DAY);

@@ -13,7 +13,6 @@ use longwire_storage::{
     Arrivals, IndexRead, Queue, Ranges, ReadError, ReadPlan, Store, TagFilter, Topic, block_of,
 };
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
 
 use super::connection::{Connection, head};
 use super::outbox::Response;
@@ -45,17 +44,18 @@ struct WantedTopic {
     filter: TagFilter,
 }
 
+/// A parked fetch can have a thousand of these, and a connection hundreds of those: it is kept small.
 #[derive(Debug)]
 struct WantedQueue {
-    /// Which of `topics` it belongs to.
-    topic: usize,
-    /// Its number in the topic.
-    queue: Result<usize, ErrorCode>,
-    /// The offset asked for.
-    from: u64,
     /// Where the next look begins: past what the filter has left out so far.
     next: u64,
-    bytes_max: u64,
+    /// Its number in the topic.
+    queue: Result<u32, ErrorCode>,
+    bytes_max: u32,
+    /// Which of `topics` it belongs to.
+    topic: u16,
+    /// Whether the filter has left something out.
+    passed_over: bool,
 }
 
 /// What there is for a fetch.
@@ -85,6 +85,7 @@ pub(super) async fn handle(
         Ok(fetch) => fetch,
         Err(refusal) => return connection.refuse(correlation_id, refusal, slot),
     };
+    drop(request);
     let Ok(plan) = connection.plan().await else {
         return;
     };
@@ -95,8 +96,7 @@ pub(super) async fn handle(
         looked => looked.is_err(),
     };
     drop(plan);
-    let deadline = Instant::now() + wait;
-    tokio::spawn(parked::wait(connection.clone(), Box::new(fetch), slot, deadline, is_cold));
+    parked::park(connection, Box::new(fetch), slot, wait, is_cold).await;
 }
 
 impl Fetch {
@@ -125,18 +125,18 @@ impl Fetch {
             let topic = store.topic(&asked.topic);
             let table = topic.as_ref().map(|topic| topic.queue_table());
             queues.extend(asked.queues.iter().map(|queue| WantedQueue {
-                topic: topics.len(),
+                topic: topics.len() as u16,
                 queue: match &table {
-                    Some(table) if (queue.queue as usize) < table.len() => Ok(queue.queue as usize),
+                    Some(table) if (queue.queue as usize) < table.len() => Ok(queue.queue),
                     Some(_) => Err(ErrorCode::UnknownQueue),
                     None => Err(ErrorCode::UnknownTopic),
                 },
-                from: queue.offset,
                 next: queue.offset,
                 bytes_max: match queue.max_bytes {
-                    0 => u64::MAX,
-                    bytes => bytes.into(),
+                    0 => u32::MAX,
+                    bytes => bytes,
                 },
+                passed_over: false,
             }));
             let filter = match &asked.tag_hashes[..] {
                 [] => TagFilter::All,
@@ -147,6 +147,20 @@ impl Fetch {
         let bytes_max = u64::from(request.max_bytes).min(FETCH_BYTES_MAX as u64);
         let first = first_queue(turn, count);
         Ok(Fetch { correlation_id, bytes_max, topics, queues, first })
+    }
+
+    /// About what it takes for as long as it is parked.
+    pub(super) fn parked_bytes(&self) -> usize {
+        let filter = |topic: &WantedTopic| match &topic.filter {
+            TagFilter::All => 0,
+            TagFilter::Hashes(hashes) => size_of_val(&**hashes),
+        };
+        let mut blocks = 0;
+        self.arrivals(&mut |_, _| blocks += 1);
+        parked::TASK_BYTES
+            + blocks * parked::ARRIVAL_BYTES
+            + self.topics.iter().map(|topic| size_of_val(topic) + filter(topic)).sum::<usize>()
+            + size_of_val(&self.queues[..])
     }
 
     /// Looks for records, or errors to report, in all queues, or in as many as its limits allow.
@@ -164,10 +178,10 @@ impl Fetch {
                 break;
             }
             let wanted = &mut self.queues[index];
-            let topic = &self.topics[wanted.topic];
+            let topic = &self.topics[usize::from(wanted.topic)];
             let number = index as u32;
             let queue = match wanted.queue {
-                Ok(queue) => &topic.queues[queue],
+                Ok(queue) => &topic.queues[queue as usize],
                 Err(code) => {
                     found.refuse(number, code, wanted.next);
                     continue;
@@ -176,10 +190,11 @@ impl Fetch {
             if queue.ends_at(wanted.next) {
                 continue;
             }
-            let bytes_max = left.min(wanted.bytes_max);
+            let bytes_max = left.min(wanted.bytes_max.into());
             match store.plan_read(queue, wanted.next, bytes_max, &topic.filter, how) {
                 Ok(plan) if plan.records == 0 => {
                     passed_over += plan.next_offset - wanted.next;
+                    wanted.passed_over |= plan.next_offset > wanted.next;
                     wanted.next = plan.next_offset;
                 }
                 // A single record may be larger than what is left; then it waits for the next fetch.
@@ -205,7 +220,7 @@ impl Fetch {
     ) {
         for (number, wanted) in (0_u32..).zip(&self.queues) {
             if let Some(queue) = self.queue(wanted)
-                && wanted.next > wanted.from
+                && wanted.passed_over
                 && !found.results.iter().any(|result| result.index == number)
             {
                 found.results.push(data::FetchResult {
@@ -245,7 +260,7 @@ impl Fetch {
     pub(super) fn drop_deleted(&mut self, store: &Store) {
         let topics = self.topics.iter().enumerate();
         for (gone, _) in topics.filter(|(_, topic)| topic.is_gone(store)) {
-            let queues = self.queues.iter_mut().filter(|wanted| wanted.topic == gone);
+            let queues = self.queues.iter_mut().filter(|wanted| usize::from(wanted.topic) == gone);
             queues.for_each(|wanted| wanted.queue = Err(ErrorCode::UnknownTopic));
         }
     }
@@ -266,7 +281,7 @@ impl Fetch {
     }
 
     fn queue(&self, wanted: &WantedQueue) -> Option<&Arc<Queue>> {
-        Some(&self.topics[wanted.topic].queues[wanted.queue.ok()?])
+        Some(&self.topics[usize::from(wanted.topic)].queues[wanted.queue.ok()? as usize])
     }
 }
 
@@ -284,7 +299,7 @@ fn first_queue(turn: u64, count: usize) -> usize {
 impl WantedQueue {
     /// Which block of its topic's queues it belongs to, and its bit there.
     fn block(&self) -> Option<(u32, u64)> {
-        Some(block_of(self.queue.ok()? as u32))
+        Some(block_of(self.queue.ok()?))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Parked fetches: long polls that wait until one of their queues has something.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use longwire_storage::{Arrival, Arrivals, IndexRead, Store, Wanted};
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,11 +12,47 @@ use super::connection::Connection;
 use super::fetch::{Fetch, Found};
 use super::writer;
 
-/// Answers the fetch as soon as there is something for it, at the latest at the deadline; not at
-/// all once the connection has ended. `look_first`: before it is parked, as what is not in memory has
+/// What a parked fetch takes beside the queues it names: its task, timer and the like.
+pub(super) const TASK_BYTES: usize = 1 << 10;
+/// Its place among those that wait for a block of queues.
+pub(super) const ARRIVAL_BYTES: usize = 48;
+
+/// How long a fetch waits for which there is no memory left: long enough for its client not to spin,
+/// short enough not to hold up what it has sent behind the fetch.
+const CROWDED_WAIT: Duration = Duration::from_millis(100);
+
+/// Leaves the fetch to a task of its own, which waits until there is an answer, or for so long.
+///
+/// Where parked fetches take all the memory they may, this connection waits itself, a little, and is not
+/// read from meanwhile: so each has one fetch that is served, however many others have parked.
+pub(super) async fn park(
+    connection: &Arc<Connection>,
+    fetch: Box<Fetch>,
+    slot: OwnedSemaphorePermit,
+    wait_max: Duration,
+    look_first: bool,
+) {
+    let bytes = u32::try_from(fetch.parked_bytes()).unwrap_or(u32::MAX);
+    let Ok(memory) = connection.plane.parked.clone().try_acquire_many_owned(bytes) else {
+        writer::flush(connection);
+        let deadline = Instant::now() + wait_max.min(CROWDED_WAIT);
+        return Box::pin(wait(connection, fetch, slot, deadline, look_first)).await;
+    };
+    let connection = connection.clone();
+    let deadline = Instant::now() + wait_max;
+    tokio::spawn(async move {
+        wait(&connection, fetch, slot, deadline, look_first).await;
+        drop(memory);
+        // It is large, and most of a parked fetch's life not needed.
+        Box::pin(writer::write(&connection)).await;
+    });
+}
+
+/// Queues the answer as soon as there is something for it, at the latest at the deadline; not at
+/// all once the connection has ended. `look_first`: before it waits, as what is not in memory has
 /// not been looked at yet.
-pub(super) async fn wait(
-    connection: Arc<Connection>,
+async fn wait(
+    connection: &Arc<Connection>,
     mut fetch: Box<Fetch>,
     slot: OwnedSemaphorePermit,
     deadline: Instant,
@@ -37,14 +74,12 @@ pub(super) async fn wait(
         let Ok(plan) = connection.plan().await else {
             return;
         };
-        let Some((same, found)) = look(&connection, fetch).await else {
+        let Some((same, found)) = look(connection, fetch).await else {
             return;
         };
         fetch = same;
         if !found.is_empty() || timed_out {
-            fetch.answer(&connection, found, slot, plan);
-            // It is large, and most of a parked fetch's life not needed.
-            return Box::pin(writer::write(&connection)).await;
+            return fetch.answer(connection, found, slot, plan);
         }
         drop(plan);
         // Where a filter fits little, one look follows another.

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use longwire_proto::ErrorCode;
-use longwire_proto::data::{FetchQueue, FetchRequest, FetchTopic, request_header::Request};
+use longwire_proto::data::{FetchQueue, FetchRequest, FetchTopic};
+use longwire_proto::data::{request_header::Request, response_header::Response};
 use longwire_proto::record::{RecordView, tag_hash};
 
 use crate::TestBroker;
@@ -296,4 +297,63 @@ fn until(condition: impl Fn() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(20), "it does not come about");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn fetches_that_wait_take_no_more_than_their_memory_and_others_are_served_all_the_same() {
+    let broker = TestBroker::start_with(|config| {
+        config.limits.parked_memory_bytes = 1 << 20;
+        config.broker.default_queues = 1024;
+    });
+    let mut producer = Client::connect(broker.addr());
+    producer.produce_visible("t", 0, &["first"]);
+
+    // Each takes at least 24 bytes for each queue.
+    let all: Vec<(u32, u64)> = (1..1024).map(|queue| (queue, 0)).collect();
+    let parked_max = f64::from(1 << 20) / (24.0 * all.len() as f64);
+    let mut greedy = Client::connect(broker.addr());
+    let begun = Instant::now();
+    for _ in 0..50 {
+        greedy.send(Request::Fetch(fetch("t", &all, 1 << 20, LONG)), &[]);
+    }
+    // Those that find no room are answered one after another, without records.
+    let (mut answered, mut parked) = (0, 50.0);
+    while f64::from(answered) + parked_max < 50.0 {
+        let (_, response, _) = greedy.receive().unwrap();
+        assert!(matches!(response, Response::Fetch(found) if found.results.is_empty()));
+        answered += 1;
+        parked = broker.metric("longwire_parked_fetches");
+    }
+    assert!(begun.elapsed() < LONG / 2, "none of them was answered for its time");
+    assert!(0.0 < parked && parked <= parked_max + 1.0, "{parked} are parked");
+    // What room is left, in which a large one does not fit.
+    let mut small = Client::connect(broker.addr());
+    for _ in 0..50 {
+        small.send(Request::Fetch(fetch("t", &all[..1], 1 << 20, LONG)), &[]);
+    }
+    assert!(matches!(small.receive(), Some((_, Response::Fetch(_), _))));
+
+    // A consumer is told at once of what arrives, and does not spin while there is nothing.
+    let mut consumer = Client::connect(broker.addr());
+    for round in 1..4 {
+        let begun = Instant::now();
+        let (response, _) = consumer.fetch(fetch("t", &[(0, round)], 1 << 20, LONG));
+        assert_eq!(response.results.len(), 0);
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_millis(50) && waited < LONG / 4, "{waited:?}");
+        let id = consumer.send(Request::Fetch(fetch("t", &[(0, round)], 1 << 20, LONG)), &[]);
+        producer.produce_bodies("t", 0, &[format!("round {round}")]);
+        let (mut response, mut body) = consumer.fetched(id);
+        while response.results.is_empty() {
+            (response, body) = consumer.fetch(fetch("t", &[(0, round)], 1 << 20, LONG));
+        }
+        assert_eq!(split(&body)[0].body(), format!("round {round}").as_bytes());
+    }
+
+    // What they took is there again when they are gone.
+    drop((greedy, small));
+    until(|| broker.metric("longwire_parked_fetches") == 0.0);
+    consumer.send(Request::Fetch(fetch("t", &[(0, 4)], 1 << 20, LONG)), &[]);
+    consumer.send(Request::Fetch(fetch("t", &[(1, 0)], 1 << 20, LONG)), &[]);
+    until(|| broker.metric("longwire_parked_fetches") == 2.0);
 }
