@@ -1,5 +1,6 @@
 //! Who gets in to control plane and HTTP: so many at a time, each with a time to say what it wants.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -7,20 +8,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// How long to rest when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// A listener with limits. Connections over the limit wait in the system's backlog.
+/// A listener with limits. A connection over the limit takes the place of the one that has been there
+/// for longest without having said what it wants; where there is none such, it waits.
 #[derive(Debug)]
 pub(crate) struct Gate {
     listener: TcpListener,
     slots: Arc<Semaphore>,
+    silent: Arc<Mutex<Silent>>,
     rules: Rules,
 }
 
@@ -36,20 +41,37 @@ pub(crate) struct Rules {
     pub(crate) keepalive: Option<(Duration, Duration)>,
 }
 
+/// The connections that have not said what they want, in the order they came, and what cuts each.
+#[derive(Debug, Default)]
+struct Silent {
+    next: u64,
+    cuts: BTreeMap<u64, CancellationToken>,
+}
+
+/// What to call when a connection has said what it wants: it keeps its place from then on.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    number: u64,
+    silent: Arc<Mutex<Silent>>,
+}
+
+impl Heard {
+    pub(crate) fn note(&self) {
+        self.silent.lock().cuts.remove(&self.number);
+    }
+}
+
 impl Gate {
     pub(crate) fn new(listener: TcpListener, rules: Rules) -> Gate {
-        Gate { listener, slots: Arc::new(Semaphore::new(rules.connections_max)), rules }
+        let slots = Arc::new(Semaphore::new(rules.connections_max));
+        Gate { listener, slots, silent: Arc::default(), rules }
     }
 
     /// The next connection there is room for.
     pub(crate) async fn admit(&self) -> (Guarded, SocketAddr) {
         loop {
-            // The semaphore is never closed.
-            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else {
-                continue;
-            };
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (self.guard(stream, slot), peer),
+                Ok((stream, peer)) => return (self.guard(stream, self.slot().await), peer),
                 Err(error) => {
                     let out_of_files = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
                     if error.raw_os_error().is_some_and(|code| out_of_files.contains(&code)) {
@@ -61,15 +83,37 @@ impl Gate {
         }
     }
 
+    async fn slot(&self) -> OwnedSemaphorePermit {
+        loop {
+            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                return slot;
+            }
+            if let Some((_, cut)) = self.silent.lock().cuts.pop_first() {
+                cut.cancel();
+            }
+            // The semaphore is never closed.
+            if let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await {
+                return slot;
+            }
+        }
+    }
+
     fn guard(&self, stream: TcpStream, slot: OwnedSemaphorePermit) -> Guarded {
         if let Err(error) = self.prepare(&stream) {
             tracing::debug!(%error, "socket options were refused");
         }
         let deadline = tokio::time::sleep_until(Instant::now() + self.rules.greeting_timeout);
+        let cut = CancellationToken::new();
+        let mut silent = self.silent.lock();
+        let number = silent.next;
+        silent.next += 1;
+        silent.cuts.insert(number, cut.clone());
         Guarded {
             stream,
             deadline: Some(Box::pin(deadline)),
+            cut: Some(Box::pin(cut.cancelled_owned())),
             greeting_left: self.rules.greeting_bytes,
+            heard: Heard { number, silent: Arc::clone(&self.silent) },
             _slot: slot,
         }
     }
@@ -109,16 +153,33 @@ impl axum::serve::Listener for Gate {
 pub(crate) struct Guarded {
     stream: TcpStream,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Completes when another needs its place more.
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     greeting_left: usize,
+    heard: Heard,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Guarded {
-    fn check_deadline(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+    pub(crate) fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// Fails where it has had its time, or has lost its place.
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.cut.as_mut().is_some_and(|cut| cut.as_mut().poll(context).is_ready()) {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
         match self.deadline.as_mut().map(|deadline| deadline.as_mut().poll(context)) {
             Some(Poll::Ready(())) => Err(io::ErrorKind::TimedOut.into()),
             _ => Ok(()),
         }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.heard.note();
     }
 }
 
@@ -128,14 +189,15 @@ impl AsyncRead for Guarded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check_deadline(context)?;
+        self.check(context)?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if self.greeting_left != usize::MAX {
             let read = buffer.filled().len() - before;
             self.greeting_left = self.greeting_left.saturating_sub(read);
             if self.greeting_left == 0 {
-                self.deadline = None;
+                self.heard.note();
+                (self.deadline, self.cut) = (None, None);
             }
         }
         Poll::Ready(Ok(()))
@@ -148,7 +210,7 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check_deadline(context)?;
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -157,7 +219,7 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check_deadline(context)?;
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 

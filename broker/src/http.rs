@@ -4,14 +4,17 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::IncomingStream;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::gate::{Gate, Rules};
+use crate::gate::{Gate, Heard, Rules};
 use crate::metrics::scrape::scrape;
 use crate::state::BrokerState;
 
@@ -31,12 +34,7 @@ pub(crate) async fn serve(listener: TcpListener, started: Started, stop: Cancell
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics))
         .with_state(started);
-    // One request per connection: then a bound on its age is a bound on how slow it can be.
-    let routes = routes.layer(axum::middleware::map_response(|mut response: Response| async {
-        let close = header::HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
-        response
-    }));
+    let routes = routes.layer(middleware::from_fn(one_request));
     let gate = Gate::new(
         listener,
         Rules {
@@ -46,10 +44,29 @@ pub(crate) async fn serve(listener: TcpListener, started: Started, stop: Cancell
             keepalive: None,
         },
     );
+    let routes = routes.into_make_service_with_connect_info::<Heard>();
     let served = axum::serve(gate, routes).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "HTTP has failed");
     }
+}
+
+impl Connected<IncomingStream<'_, Gate>> for Heard {
+    fn connect_info(stream: IncomingStream<'_, Gate>) -> Heard {
+        stream.io().heard().clone()
+    }
+}
+
+/// One request per connection: then a bound on its age is a bound on how slow it can be.
+async fn one_request(
+    ConnectInfo(heard): ConnectInfo<Heard>,
+    request: Request,
+    next: Next,
+) -> Response {
+    heard.note();
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn ready(State(started): State<Started>) -> (StatusCode, String) {

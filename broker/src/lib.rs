@@ -25,6 +25,7 @@
 //! | `control` | the gRPC services |
 //! | `groups` | who is a member, and who reads which queue |
 //! | `http` | health and metrics |
+//! | `gate`, `descriptors` | who gets in to control plane and HTTP, and how many connections there can be |
 //! | [`config`] | what a broker can be told, and where |
 //! | `broker`, `state` | starting, stopping, and what the parts share |
 

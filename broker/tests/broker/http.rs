@@ -67,14 +67,41 @@ async fn slow_and_senseless_clients_are_cut_and_do_not_stand_in_the_way() {
         // A reset is as good an end as any.
         let _ = tokio::time::timeout(Duration::from_secs(10), read).await.expect("cut");
     }
-    // Never finishes its request, many times over.
+}
+
+#[tokio::test]
+async fn requests_that_are_never_finished_make_no_other_wait() {
+    let scene = Scene::start().await;
+    let address = scene.broker.http_addr();
     let mut slow = Vec::new();
-    for _ in 0..200 {
-        let mut stream = TcpStream::connect(scene.broker.http_addr()).await.unwrap();
-        stream.write_all(b"GET /health/live HTTP/1.1\r\nX: ").await.unwrap();
-        slow.push(stream);
+    for _ in 0..4 {
+        for _ in 0..150 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The broker may have cut it by now.
+            let _ = stream.write_all(b"GET /health/live HTTP/1.1\r\nX: ").await;
+            slow.push(stream);
+        }
+        for path in ["/health/live", "/metrics"] {
+            let began = Instant::now();
+            assert!(get(address, path).await.starts_with("HTTP/1.1 200"), "{path}");
+            // Before the first of the others has had its time.
+            assert!(began.elapsed() < Duration::from_secs(2), "{path}: {:?}", began.elapsed());
+        }
     }
-    assert!(get(scene.broker.http_addr(), "/health/live").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_control_connection_that_says_nothing_gives_way_and_one_in_use_stays() {
+    let mut scene = Scene::start_with(|config| config.limits.connections_max = 2).await;
+    scene.create("t", 1).await;
+    let mut silent = TcpStream::connect(scene.broker.control_addr()).await.unwrap();
+    let began = Instant::now();
+    let mut other = HealthClient::new(connect(&scene.broker).await);
+    other.check(HealthCheckRequest::default()).await.unwrap();
+    // A reset is as good an end as any.
+    let _ = silent.read_to_end(&mut Vec::new()).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "the silent one gave way before its time");
+    scene.create("another", 1).await;
 }
 
 #[tokio::test]
