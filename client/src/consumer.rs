@@ -170,6 +170,8 @@ impl Consumer {
             if !received.is_empty() {
                 return Ok(());
             }
+            // What the filter has left out needs no work of the application.
+            self.shared.done();
             self.shared.arrived.notified().await;
         }
     }
