@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use longwire_client::{Client, Consumer, ErrorCode, StartAt, TagFilter};
+use longwire_client::{Client, Consumer, ErrorCode, Received, StartAt, TagFilter};
 use tokio::time::Instant;
 
 use super::ordered::until;
@@ -12,7 +12,7 @@ use crate::error::{Exit, Failure};
 use crate::interrupt;
 use crate::point::Point;
 
-/// What has been written stays uncommitted no longer than this.
+/// What has been written, or where a queue begins, stays uncommitted no longer than this.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const RECEIVE_MAX: usize = 4096;
 
@@ -53,11 +53,10 @@ impl Membership<'_> {
             .group(self.group)
             .subscribe(self.topic, filter)
             .start_at(start_at)
-            // Here what counts is not what was received but what was written.
-            .auto_commit(None);
+            .auto_commit(Some(COMMIT_INTERVAL));
         let setup = async { Ok(consumer.build().await?) };
         let consumer = interrupt::race(&limits.interrupted, setup).await?;
-        let reading = Reading { consumer, written: 0, commit_at: None };
+        let reading = Reading { consumer, written: 0 };
         tokio::select! {
             biased;
             outcome = reading.complete(limits, sink) => outcome,
@@ -70,76 +69,61 @@ impl Membership<'_> {
     }
 }
 
+/// Something received, or the end.
+enum Step {
+    Received(Vec<Received>),
+    End(End),
+}
+
+/// Messages are written before more are asked for, so what the consumer takes for done is written.
 struct Reading {
     consumer: Consumer,
     written: u64,
-    /// When what was written is to be committed, if something is not.
-    commit_at: Option<Instant>,
 }
 
 impl Reading {
     /// Writes and commits until the end, and leaves the group.
     async fn complete(mut self, limits: &Limits, sink: &mut Sink) -> Result<(End, u64), Failure> {
-        let outcome = self.run(limits, sink).await;
-        // What could not be written is not committed: it goes to another member, or comes again.
-        let outcome = match outcome {
-            Ok(end) => self.commit().await.map(|()| end),
-            Err(failure) => Err(failure),
+        let mut idle = limits.idle.map(|idle| Instant::now() + idle);
+        let end = loop {
+            match self.receive(limits, idle).await? {
+                // What cannot be written is not committed, as nothing is by a consumer that is
+                // dropped: it goes to another member, or comes again.
+                Step::Received(messages) => self.write(&messages, sink)?,
+                Step::End(end) => break end,
+            }
+            idle = limits.idle.map(|idle| Instant::now() + idle);
         };
-        let closed = self.consumer.close().await;
-        let end = outcome?;
-        closed?;
+        match self.consumer.close().await {
+            // A queue has moved to another member, which repeats what was not committed.
+            Err(error)
+                if matches!(error.code(), Some(ErrorCode::NotOwner | ErrorCode::UnknownMember)) => {
+            }
+            closed => closed?,
+        }
         Ok((end, self.written))
     }
 
-    async fn run(&mut self, limits: &Limits, sink: &mut Sink) -> Result<End, Failure> {
-        let mut idle = limits.idle.map(|idle| Instant::now() + idle);
-        loop {
-            let left = limits.max.map_or(u64::MAX, |max| max.saturating_sub(self.written));
-            if left == 0 {
-                return Ok(End::Complete);
-            }
-            let most = RECEIVE_MAX.min(usize::try_from(left).unwrap_or(usize::MAX));
-            let received = tokio::select! {
-                biased;
-                () = limits.interrupted.cancelled() => return Ok(End::Interrupted),
-                () = until(self.commit_at) => {
-                    self.commit().await?;
-                    continue;
-                }
-                received = self.consumer.recv_many(most) => received?,
-                () = until(idle) => return Ok(End::Idle),
-            };
-            for message in &received {
-                sink.write(message)?;
-            }
-            sink.flush()?;
-            self.written += received.len() as u64;
-            self.commit_at.get_or_insert_with(|| Instant::now() + COMMIT_INTERVAL);
-            idle = limits.idle.map(|idle| Instant::now() + idle);
+    async fn receive(&mut self, limits: &Limits, idle: Option<Instant>) -> Result<Step, Failure> {
+        let left = limits.max.map_or(u64::MAX, |max| max.saturating_sub(self.written));
+        if left == 0 {
+            return Ok(Step::End(End::Complete));
+        }
+        let most = RECEIVE_MAX.min(usize::try_from(left).unwrap_or(usize::MAX));
+        tokio::select! {
+            biased;
+            () = limits.interrupted.cancelled() => Ok(Step::End(End::Interrupted)),
+            received = self.consumer.recv_many(most) => Ok(Step::Received(received?)),
+            () = until(idle) => Ok(Step::End(End::Idle)),
         }
     }
 
-    async fn commit(&mut self) -> Result<(), Failure> {
-        if self.commit_at.take().is_none() {
-            return Ok(());
+    fn write(&mut self, messages: &[Received], sink: &mut Sink) -> Result<(), Failure> {
+        for message in messages {
+            sink.write(message)?;
         }
-        if self.consumer.assignment().is_empty() {
-            // Not a member now. A commit that fails would have it all again; what comes back as it was
-            // is committed then.
-            self.commit_at = Some(Instant::now() + COMMIT_INTERVAL);
-            return Ok(());
-        }
-        match self.consumer.commit().await {
-            // A queue has moved to another member, which repeats what was not committed; or this one is
-            // about to join again. The other queues are still to be committed.
-            Err(error)
-                if matches!(error.code(), Some(ErrorCode::NotOwner | ErrorCode::UnknownMember)) =>
-            {
-                self.commit_at = Some(Instant::now() + COMMIT_INTERVAL);
-                Ok(())
-            }
-            outcome => Ok(outcome?),
-        }
+        sink.flush()?;
+        self.written += messages.len() as u64;
+        Ok(())
     }
 }

@@ -2,9 +2,27 @@
 
 use std::io::Read;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::broker::{TestBroker, failure};
 use crate::commands::interrupt;
+
+/// Waits until the group has committed this offset in queue 0 of its topic.
+fn until_committed(broker: &TestBroker, group: &str, offset: u64) {
+    let waiting = Instant::now();
+    loop {
+        let output = broker.run(&["group", "describe", group, "--json"]);
+        // It is made by the first who joins.
+        let described: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if described["queues"][0]["committed"] == offset {
+            return;
+        }
+        assert!(waiting.elapsed() < Duration::from_secs(20), "{described}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 #[test]
 fn group_goes_on_where_it_stopped() {
@@ -66,4 +84,36 @@ fn interrupted_member_commits_what_it_has_written_and_leaves() {
     let lag: u64 =
         described["queues"].as_array().unwrap().iter().map(|q| q["lag"].as_u64().unwrap()).sum();
     assert_eq!(lag, 0);
+}
+
+#[test]
+fn member_killed_before_the_first_message_loses_none_behind_where_it_began() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "1"]);
+    broker.ok_with(&["produce", "t"], b"old\n");
+    let args = ["consume", "t", "--group", "g", "--from", "latest"];
+    let mut member = broker.spawn(&args, Stdio::null());
+    until_committed(&broker, "g", 1);
+    member.kill().unwrap();
+    member.wait().unwrap();
+
+    broker.ok_with(&["produce", "t"], b"new\n");
+    let new = broker.ok(&[&args[..], &["--max", "1", "--timeout", "20s"]].concat());
+    assert_eq!(new, b"new\n");
+}
+
+#[test]
+fn what_the_tag_leaves_out_is_committed_while_more_is_awaited() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "1"]);
+    // Tags of the same hash: the broker tells at once of what it passes on, elsewhere it waits a while.
+    broker.ok_with(&["produce", "t", "--tag", "BB"], b"0\n1\n2\n");
+    let args = ["consume", "t", "--group", "g", "--tag", "Aa"];
+    let mut member = broker.spawn(&args, Stdio::null());
+    until_committed(&broker, "g", 3);
+    broker.ok_with(&["produce", "t", "--tag", "Aa"], b"3\n");
+    broker.ok_with(&["produce", "t", "--tag", "BB"], b"4\n");
+    until_committed(&broker, "g", 5);
+    member.kill().unwrap();
+    assert_eq!(member.wait_with_output().unwrap().stdout, b"3\n");
 }
