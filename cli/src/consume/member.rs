@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use longwire_client::{Client, Consumer, ErrorCode, Received, StartAt, TagFilter};
+use longwire_client::{
+    Client, Consumer, Error, ErrorCode, ErrorKind, Received, RecordRef, StartAt, TagFilter,
+    TopicQueue,
+};
 use tokio::time::Instant;
 
 use super::ordered::until;
@@ -56,7 +59,7 @@ impl Membership<'_> {
             .auto_commit(Some(COMMIT_INTERVAL));
         let setup = async { Ok(consumer.build().await?) };
         let consumer = interrupt::race(&limits.interrupted, setup).await?;
-        let reading = Reading { consumer, written: 0 };
+        let reading = Reading { group: self.group, consumer, written: 0 };
         tokio::select! {
             biased;
             outcome = reading.complete(limits, sink) => outcome,
@@ -76,25 +79,29 @@ enum Step {
 }
 
 /// Messages are written before more are asked for, so what the consumer takes for done is written.
-struct Reading {
+struct Reading<'a> {
+    group: &'a str,
     consumer: Consumer,
     written: u64,
 }
 
-impl Reading {
+impl Reading<'_> {
     /// Writes and commits until the end, and leaves the group.
     async fn complete(mut self, limits: &Limits, sink: &mut Sink) -> Result<(End, u64), Failure> {
         let mut idle = limits.idle.map(|idle| Instant::now() + idle);
-        let end = loop {
-            match self.receive(limits, idle).await? {
+        let outcome = loop {
+            match self.receive(limits, idle).await {
                 // What cannot be written is not committed, as nothing is by a consumer that is
                 // dropped: it goes to another member, or comes again.
-                Step::Received(messages) => self.write(&messages, sink)?,
-                Step::End(end) => break end,
+                Ok(Step::Received(messages)) => self.write(&messages, sink)?,
+                Ok(Step::End(end)) => break Ok(end),
+                Err(error) => break Err(self.cannot_read(error)),
             }
             idle = limits.idle.map(|idle| Instant::now() + idle);
         };
-        match self.consumer.close().await {
+        let closed = self.consumer.close().await;
+        let end = outcome?;
+        match closed {
             // A queue has moved to another member, which repeats what was not committed.
             Err(error)
                 if matches!(error.code(), Some(ErrorCode::NotOwner | ErrorCode::UnknownMember)) => {
@@ -104,7 +111,7 @@ impl Reading {
         Ok((end, self.written))
     }
 
-    async fn receive(&mut self, limits: &Limits, idle: Option<Instant>) -> Result<Step, Failure> {
+    async fn receive(&mut self, limits: &Limits, idle: Option<Instant>) -> Result<Step, Error> {
         let left = limits.max.map_or(u64::MAX, |max| max.saturating_sub(self.written));
         if left == 0 {
             return Ok(Step::End(End::Complete));
@@ -116,6 +123,19 @@ impl Reading {
             received = self.consumer.recv_many(most) => Ok(Step::Received(received?)),
             () = until(idle) => Ok(Step::End(End::Idle)),
         }
+    }
+
+    /// With what to do about a bad record: it would end every later start as well.
+    fn cannot_read(&self, error: Error) -> Failure {
+        let bad = error.record().filter(|_| error.kind() == ErrorKind::CorruptRecord).cloned();
+        let failure = Failure::from(error);
+        let Some(RecordRef { queue: TopicQueue { topic, queue }, offset, .. }) = bad else {
+            return failure;
+        };
+        let (group, next) = (self.group, offset + 1);
+        failure.and(&format!(
+            "'longwire group reset {group} --topic {topic} --queue {queue} --to {next}' passes over it"
+        ))
     }
 
     fn write(&mut self, messages: &[Received], sink: &mut Sink) -> Result<(), Failure> {

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
 
 use longwire_broker::{Broker, Config};
+use longwire_proto::record::RecordDraft;
+use longwire_storage::RecordRun;
 use tempfile::TempDir;
 
 /// A broker of its own for one test.
@@ -59,6 +61,16 @@ impl TestBroker {
     pub(crate) fn spawn(&self, args: &[&str], stdin: Stdio) -> Child {
         let mut command = self.command(args);
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Stores a record as no producer of ours would make it.
+    pub(crate) fn store(&self, record: &RecordDraft<'_>) {
+        let store = self.broker.as_ref().unwrap().store();
+        let queue = store.topic(record.topic).unwrap().queue(record.queue).unwrap();
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes).unwrap();
+        let mut run = RecordRun::check(record.topic, record.queue, &mut bytes).unwrap();
+        store.append_blocking(&queue, &mut run).unwrap();
     }
 
     /// Runs it and returns what it writes to standard output; it must succeed.

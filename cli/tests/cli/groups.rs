@@ -4,6 +4,7 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use longwire_proto::record::{RecordDraft, sys_flag};
 use serde_json::Value;
 
 use crate::broker::{TestBroker, failure};
@@ -116,4 +117,25 @@ fn what_the_tag_leaves_out_is_committed_while_more_is_awaited() {
     until_committed(&broker, "g", 5);
     member.kill().unwrap();
     assert_eq!(member.wait_with_output().unwrap().stdout, b"3\n");
+}
+
+#[test]
+fn bad_record_ends_a_member_with_a_way_past_it_and_what_was_written_committed() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "2"]);
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"0\n1\n");
+    let (topic, body) = ("t", &b"not compressed"[..]);
+    broker.store(&RecordDraft { topic, body, sys_flag: sys_flag::COMPRESSED, ..<_>::default() });
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"3\n");
+    let args = ["consume", "t", "--group", "g", "--timeout", "20s"];
+    let output = broker.run(&args);
+    assert_eq!(output.stdout, b"0\n1\n");
+    let (code, said) = failure(&output);
+    let way_on = "longwire group reset g --topic t --queue 0 --to 3";
+    assert!(code == 1 && said.contains(way_on) && said.lines().count() == 1, "{said}");
+    until_committed(&broker, "g", 2);
+
+    let way_on: Vec<_> = way_on.split(' ').skip(1).chain(["--yes"]).collect();
+    broker.ok(&way_on);
+    assert_eq!(broker.ok(&[&args[..], &["--max", "1"]].concat()), b"3\n");
 }
