@@ -25,7 +25,8 @@ use crate::{interrupt, size};
 /// Without --group: reads from the beginning (--from) to the end as it is when the command starts,
 /// or goes on with --follow. Messages of all queues come in the order in which the broker stored
 /// them, so that 'longwire produce t < a; longwire consume t > b' makes b the same as a. What is
-/// stored while --follow goes on comes as it arrives, also from queues that are added.
+/// stored while --follow goes on comes as it arrives, also from queues that are added. An offset
+/// for --from has to be one that some queue has come to.
 ///
 /// With --group: shares the topic with the other members of the group, begins where the group has
 /// committed (--from counts where it has not), and goes on until it is stopped, by --max,
@@ -124,6 +125,7 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
                 from: args.from,
                 follow: args.follow,
                 tags,
+                quiet: global.quiet,
             };
             wanted.consume(&client, &limits, &mut sink).await?
         }

@@ -12,8 +12,8 @@ use super::merge::{Balance, Merge};
 use super::sink::Sink;
 use super::{End, Limits, Tags};
 use crate::error::{Exit, Failure};
-use crate::interrupt;
 use crate::point::Point;
+use crate::{interrupt, output};
 
 /// What messages of queues that are ahead may take while others are awaited, in bytes.
 const MERGE_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -34,6 +34,8 @@ pub(super) struct Wanted<'a> {
     pub(super) from: Point,
     pub(super) follow: bool,
     pub(super) tags: Tags,
+    /// No warnings.
+    pub(super) quiet: bool,
 }
 
 /// The part of a queue that is there when reading begins, and wanted.
@@ -82,8 +84,14 @@ impl Wanted<'_> {
             let message = format!("topic {topic:?} has no queue {unknown}, but 0 to {}", known - 1);
             return Err(Failure::new(Exit::NotFound, message));
         }
+        let is_wanted =
+            |range: &QueueRange| self.queues.is_empty() || self.queues.contains(&range.queue);
+        let ranges: Vec<_> = description.queues.into_iter().filter(is_wanted).collect();
         let starts: HashMap<_, _> = match self.from {
-            Point::Offset(_) => HashMap::new(),
+            Point::Offset(offset) => {
+                self.check_offset(offset, &ranges)?;
+                HashMap::new()
+            }
             point => {
                 let starts = admin.list_offsets(self.topic, point.to_client()).await?;
                 starts.iter().map(|o| (o.queue, o.offset)).collect()
@@ -101,13 +109,40 @@ impl Wanted<'_> {
                 end: range.max_offset,
             }
         };
-        Ok(description
-            .queues
-            .iter()
-            .filter(|range| self.queues.is_empty() || self.queues.contains(&range.queue))
-            .map(stretch)
-            .filter(|stretch| self.follow || stretch.start < stretch.end)
-            .collect())
+        let has_part = |stretch: &Stretch| self.follow || stretch.start < stretch.end;
+        Ok(ranges.iter().map(stretch).filter(has_part).collect())
+    }
+
+    /// Fails if an offset that was named lies behind the end of every queue, and warns of queues in
+    /// which it is not what reading begins with.
+    fn check_offset(&self, offset: u64, ranges: &[QueueRange]) -> Result<(), Failure> {
+        let topic = self.topic;
+        if let Some(furthest) = ranges.iter().max_by_key(|range| range.max_offset)
+            && offset > furthest.max_offset
+        {
+            let QueueRange { queue, min_offset, max_offset, .. } = furthest;
+            return Err(Failure::usage(format!(
+                "offset {offset} lies behind the end of topic {topic:?}: give {min_offset} to \
+                 {max_offset} for queue {queue}, where {max_offset} is the next to be stored"
+            )));
+        }
+        if self.quiet {
+            return Ok(());
+        }
+        for QueueRange { queue, min_offset, max_offset, .. } in ranges {
+            if offset < *min_offset {
+                output::note(&format!(
+                    "queue {queue} of topic {topic:?} retains nothing before offset {min_offset}, \
+                     and is read from there, not from {offset}"
+                ));
+            } else if offset > *max_offset && self.follow {
+                output::note(&format!(
+                    "queue {queue} of topic {topic:?} has come to offset {max_offset}: what is \
+                     stored there before {offset} is passed over"
+                ));
+            }
+        }
+        Ok(())
     }
 
     async fn consumer(&self, client: &Client, stretches: &[Stretch]) -> Result<Consumer, Failure> {

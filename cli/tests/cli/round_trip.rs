@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use crate::broker::{TestBroker, failure};
 
@@ -291,5 +292,47 @@ fn beginning_can_be_a_time_an_offset_or_the_end() {
     assert_eq!(broker.ok(&["consume", "times", "--from", "-1h"]), b"a\nb\nc\n");
     assert_eq!(broker.ok(&["consume", "times", "--from", "2999-01-01"]), b"");
     assert_eq!(broker.ok(&["consume", "times", "--from", "latest"]), b"");
-    assert_eq!(broker.ok(&["consume", "times", "--from", "99"]), b"");
+    assert_eq!(broker.ok(&["consume", "times", "--from", "3"]), b"");
+}
+
+#[test]
+fn offset_behind_the_end_is_refused_with_those_there_are() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "2"]);
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"a\nb\nc\n");
+    for args in
+        [&["--from", "4"][..], &["--from", "99", "--follow"], &["--from", "1", "--queue", "1"]]
+    {
+        let (code, said) = failure(&broker.run(&[&["consume", "t"], args].concat()));
+        let range =
+            if args.contains(&"--queue") { "0 to 0 for queue 1" } else { "0 to 3 for queue 0" };
+        assert!(code == 2 && said.contains(range) && said.lines().count() == 1, "{args:?}: {said}");
+    }
+    // Enough that one queue has come so far; which has not is told to who goes on to wait there.
+    assert_eq!(broker.ok(&["consume", "t", "--from", "2"]), b"c\n");
+    let args = ["consume", "t", "--from", "2", "--follow", "--max", "1"];
+    let said = failure(&broker.run(&args)).1;
+    assert!(said.contains("queue 1 ") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn offset_no_longer_retained_is_told_and_reading_begins_with_the_first_that_is() {
+    let broker = TestBroker::with(|config| {
+        config.storage.segment_bytes = 64 << 10;
+        config.storage.retention_check_interval = Duration::from_millis(100);
+    });
+    broker.ok(&["topic", "create", "t", "--queues", "1", "--retention-bytes", "100KB"]);
+    let line = "x".repeat(10_000) + "\n";
+    broker.ok_with(&["produce", "t"], line.repeat(20).as_bytes());
+    let waiting = Instant::now();
+    while broker.json(&["topic", "describe", "t"])["ranges"][0]["min_offset"] == 0 {
+        assert!(waiting.elapsed() < Duration::from_secs(20), "nothing is removed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let args = ["consume", "t", "--from", "0", "--print", "offset", "--max", "1"];
+    let output = broker.run(&args);
+    let said = failure(&output).1;
+    let first = str::from_utf8(&output.stdout).unwrap().trim();
+    assert!(said.contains(&format!("before offset {first},")), "{said}");
+    assert_eq!(failure(&broker.run(&[&args[..], &["--quiet"]].concat())), (0, String::new()));
 }
