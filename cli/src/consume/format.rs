@@ -17,6 +17,8 @@ pub(crate) trait Readable {
     fn position(&self) -> u64;
     fn body(&self) -> Bytes;
     fn tag(&self) -> Option<&str>;
+    /// As its producer gave it, blanks and all.
+    fn key(&self) -> Option<&str>;
     fn keys(&self) -> Vec<&str>;
     fn properties(&self) -> Vec<(&str, &str)>;
     fn born_ms(&self) -> i64;
@@ -45,6 +47,9 @@ impl Readable for Received {
     }
     fn tag(&self) -> Option<&str> {
         Received::tag(self)
+    }
+    fn key(&self) -> Option<&str> {
+        Received::key(self)
     }
     fn keys(&self) -> Vec<&str> {
         Received::keys(self).collect()
@@ -193,7 +198,7 @@ impl Field {
             Field::Queue => write!(out, "{}", message.queue()),
             Field::Offset => write!(out, "{}", message.offset()),
             Field::Position => write!(out, "{}", message.position()),
-            Field::Key => out.write_all(message.keys().join(" ").as_bytes()),
+            Field::Key => out.write_all(message.key().unwrap_or_default().as_bytes()),
             Field::Tag => out.write_all(message.tag().unwrap_or_default().as_bytes()),
             Field::Born => write!(out, "{}", message.born_ms()),
             Field::Stored => write!(out, "{}", message.stored_ms()),
@@ -314,6 +319,9 @@ mod tests {
         }
         fn tag(&self) -> Option<&str> {
             self.property("TAGS")
+        }
+        fn key(&self) -> Option<&str> {
+            self.property("KEYS")
         }
         fn keys(&self) -> Vec<&str> {
             self.property("KEYS").into_iter().flat_map(|keys| keys.split(' ')).collect()

@@ -284,6 +284,19 @@ fn fields_tags_and_formats_are_those_of_the_message() {
 }
 
 #[test]
+fn keys_come_back_with_their_blanks() {
+    let broker = TestBroker::start();
+    let lines = b"a  b=1\n x =2\n";
+    broker.ok_with(&["produce", "t", "--key-separator", "="], lines);
+    let mut back = broker.ok(&["consume", "t", "--format", r"{key}={body}\n"]);
+    // Keys decide on the queues, whose messages may overtake each other on the way.
+    if back.starts_with(b" x") {
+        back.rotate_left(b" x =2\n".len());
+    }
+    assert_eq!(back, lines);
+}
+
+#[test]
 fn beginning_can_be_a_time_an_offset_or_the_end() {
     let broker = TestBroker::start();
     broker.ok(&["topic", "create", "times", "--queues", "1"]);
