@@ -111,11 +111,27 @@ impl ClientBuilder {
     }
 
     /// Connects. Fails with [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable) if nothing
-    /// answers there.
+    /// answers there, or something that is no control plane.
     pub async fn connect(self) -> Result<Client, Error> {
         let control = Control::connect(&self.address, self.connect_timeout).await?;
-        let data_address = Mutex::new(control.data_address().await?);
+        let data_address = control.data_address().await;
+        let data_address = Mutex::new(data_address.map_err(|e| self.not_understood(e))?);
         let ClientBuilder { client_id, connect_timeout, .. } = self;
         Ok(Client { core: Arc::new(Core { control, data_address, client_id, connect_timeout }) })
+    }
+
+    /// What answers may be another port of a broker, which says nothing that makes sense here.
+    fn not_understood(&self, error: Error) -> Error {
+        match (error.code(), error.kind()) {
+            (None, ErrorKind::ConnectionLost | ErrorKind::Refused) => {
+                let message = format!(
+                    "{} does not answer like a broker's control plane, whose port is 7651 unless \
+                     it is set otherwise: {error}",
+                    self.address
+                );
+                Error::new(ErrorKind::Unreachable, message)
+            }
+            _ => error,
+        }
     }
 }

@@ -33,6 +33,16 @@ impl TestBroker {
         TestBroker { address, broker: Some(broker), runtime, _folder: folder }
     }
 
+    /// Where its data plane is.
+    pub(crate) fn data_address(&self) -> String {
+        self.broker.as_ref().unwrap().data_addr().to_string()
+    }
+
+    /// Where it answers over HTTP.
+    pub(crate) fn http_address(&self) -> String {
+        self.broker.as_ref().unwrap().http_addr().to_string()
+    }
+
     /// `longwire` with these arguments, for this broker.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = longwire();

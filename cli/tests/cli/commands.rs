@@ -88,6 +88,19 @@ fn broker_that_is_not_there_is_exit_code_4() {
 }
 
 #[test]
+fn port_that_is_no_control_plane_is_exit_code_4_and_the_right_one_is_named() {
+    let broker = TestBroker::start();
+    for port in [broker.data_address(), broker.http_address()] {
+        let mut command = longwire();
+        let output = command.args(["--broker", &port, "topic", "list"]).output().unwrap();
+        let (code, said) = failure(&output);
+        assert_eq!(code, 4, "{said}");
+        assert!(said.contains("like a broker's control plane, whose port is 7651"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
 fn reader_that_goes_away_ends_the_command_quietly() {
     let broker = TestBroker::start();
     let line = "x".repeat(1000) + "\n";
