@@ -123,7 +123,6 @@ fn hint(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::UnknownTopic => Some("; 'longwire topic list' shows what there is"),
         ErrorCode::UnknownGroup => Some("; 'longwire group list' shows what there is"),
         ErrorCode::TopicExists => Some("; --if-not-exists accepts that"),
-        ErrorCode::GroupNotEmpty => Some("; stop its consumers first"),
         _ => None,
     }
 }

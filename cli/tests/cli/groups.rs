@@ -75,7 +75,7 @@ fn interrupted_member_commits_what_it_has_written_and_leaves() {
     member.stdout.as_mut().unwrap().read_exact(&mut written).unwrap();
     assert_eq!(&written, b"a\nb\n");
     let busy = failure(&broker.run(&["group", "delete", "g", "--yes"]));
-    assert!(busy.0 == 1 && busy.1.contains("stop its consumers"), "{busy:?}");
+    assert!(busy.0 == 1 && busy.1.matches("stop").count() == 1, "{busy:?}");
 
     interrupt(&member);
     let (code, said) = failure(&member.wait_with_output().unwrap());
