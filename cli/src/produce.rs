@@ -53,7 +53,7 @@ pub(crate) struct ProduceArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key_separator: Option<String>,
     /// Tag of every message; consumers can filter by it.
-    #[arg(short, long, value_name = "TAG")]
+    #[arg(short, long, value_name = "TAG", value_parser = tag)]
     tag: Option<String>,
     /// Property of every message; can be given several times.
     #[arg(short, long = "property", value_name = "NAME=VALUE", value_parser = property)]
@@ -116,6 +116,20 @@ impl CompressionArg {
             CompressionArg::Zstd => "zstd",
             CompressionArg::Zlib => "zlib",
         }
+    }
+}
+
+/// One that a filter can name, as `longwire consume --tag` and RocketMQ write them.
+fn tag(text: &str) -> Result<String, String> {
+    match text {
+        "*" => Err("no consumer could ask for it: '*' there means every tag".to_owned()),
+        _ if text.contains("||") => {
+            Err("no consumer could ask for it: '||' there separates tags".to_owned())
+        }
+        _ if text.trim() != text => {
+            Err("no consumer could ask for it: blanks around a tag do not count there".to_owned())
+        }
+        _ => Ok(text.to_owned()),
     }
 }
 
