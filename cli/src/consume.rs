@@ -61,8 +61,9 @@ pub(crate) struct ConsumeArgs {
     timeout: Option<Duration>,
     /// How a message is written: 'lines' (body and newline, exactly as it was read), 'raw' (bodies
     /// alone), 'json' (one object a line), 'hex', or a text such as '{key}\t{body}\n'.
-    #[arg(long, value_name = "FORMAT", default_value = "lines")]
-    format: Format,
+    /// Default: lines, with --json json.
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
     #[arg(long, value_name = "FIELD,...", value_delimiter = ',', conflicts_with = "format",
         help = format!("Write these fields, separated by tabs, one message a line: {FIELD_NAMES}"))]
     print: Vec<Field>,
@@ -146,14 +147,26 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
 }
 
 fn sink(global: &Global, args: &ConsumeArgs) -> Result<Sink, Failure> {
+    let format = match (&args.format, args.print.as_slice()) {
+        (Some(format), _) => Some(format.clone()),
+        (None, []) => None,
+        (None, fields) => Some(Format::columns(fields)),
+    };
+    // --json is an option of every command, and may stand before this one's name, where clap does not
+    // see what it conflicts with.
+    if global.json
+        && (args.output_dir.is_some() || format.as_ref().is_some_and(|f| *f != Format::Json))
+    {
+        return Err(Failure::usage(
+            "--json says how messages are written, as --format, --print and --output-dir do: \
+             give one of them",
+        ));
+    }
     if let Some(folder) = &args.output_dir {
         return Sink::folder(folder.clone());
     }
-    Ok(Sink::stdout(match args.print.as_slice() {
-        [] if global.json && args.format == Format::Lines => Format::Json,
-        [] => args.format.clone(),
-        fields => Format::columns(fields),
-    }))
+    let default = if global.json { Format::Json } else { Format::Lines };
+    Ok(Sink::stdout(format.unwrap_or(default)))
 }
 
 #[cfg(test)]
