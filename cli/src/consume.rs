@@ -81,6 +81,8 @@ enum End {
     Idle,
     /// Ctrl-C.
     Interrupted,
+    /// Nobody reads the output any more.
+    Abandoned,
 }
 
 /// When to stop, beside the end of the topic.
@@ -133,6 +135,7 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
     };
     match (end, args.max) {
         (End::Interrupted, _) => Err(Failure::interrupted()),
+        (End::Abandoned, _) => Err(Failure::reported(Exit::BrokenPipe)),
         (End::Idle, Some(max)) if written < max => {
             let message = format!("no message came in time; {written} of {max} were written");
             Err(Failure::new(Exit::TimedOut, message))

@@ -90,7 +90,7 @@ impl Reading<'_> {
     async fn complete(mut self, limits: &Limits, sink: &mut Sink) -> Result<(End, u64), Failure> {
         let mut idle = limits.idle.map(|idle| Instant::now() + idle);
         let outcome = loop {
-            match self.receive(limits, idle).await {
+            match self.receive(limits, sink, idle).await {
                 // What cannot be written is not committed, as nothing is by a consumer that is
                 // dropped: it goes to another member, or comes again.
                 Ok(Step::Received(messages)) => self.write(&messages, sink)?,
@@ -111,7 +111,12 @@ impl Reading<'_> {
         Ok((end, self.written))
     }
 
-    async fn receive(&mut self, limits: &Limits, idle: Option<Instant>) -> Result<Step, Error> {
+    async fn receive(
+        &mut self,
+        limits: &Limits,
+        sink: &Sink,
+        idle: Option<Instant>,
+    ) -> Result<Step, Error> {
         let left = limits.max.map_or(u64::MAX, |max| max.saturating_sub(self.written));
         if left == 0 {
             return Ok(Step::End(End::Complete));
@@ -121,6 +126,7 @@ impl Reading<'_> {
             biased;
             () = limits.interrupted.cancelled() => Ok(Step::End(End::Interrupted)),
             received = self.consumer.recv_many(most) => Ok(Step::Received(received?)),
+            () = sink.abandoned() => Ok(Step::End(End::Abandoned)),
             () = until(idle) => Ok(Step::End(End::Idle)),
         }
     }

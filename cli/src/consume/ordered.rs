@@ -216,6 +216,7 @@ impl Reading {
                 () = limits.interrupted.cancelled() => return Ok(End::Interrupted),
                 received = self.consumer.recv_many(RECEIVE_MAX) => received?,
                 _ = look.tick(), if self.merge.is_awaiting() => Vec::new(),
+                () = sink.abandoned() => return Ok(End::Abandoned),
                 () = until(idle) => return Ok(End::Idle),
             };
             let has_come = !received.is_empty();

@@ -117,6 +117,27 @@ fn reader_that_goes_away_ends_the_command_quietly() {
     assert_eq!((code, said.as_str()), (141, ""), "as a shell sees 'cat'");
 }
 
+#[test]
+fn reader_that_goes_away_ends_a_command_that_has_nothing_to_write() {
+    let broker = TestBroker::start();
+    broker.ok_with(&["produce", "t"], b"line\n");
+    for how in [&["--follow"][..], &["--group", "g"]] {
+        let mut consumer = broker.spawn(&[&["consume", "t"], how].concat(), Stdio::null());
+        let mut out = consumer.stdout.take().unwrap();
+        out.read_exact(&mut [0; 5]).unwrap();
+        drop(out);
+        let waiting = Instant::now();
+        while consumer.try_wait().unwrap().is_none() {
+            if waiting.elapsed() > Duration::from_secs(20) {
+                consumer.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let output = consumer.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr), (Some(141), vec![]), "{how:?}");
+    }
+}
+
 /// A producer to topic t that has sent these lines and waits for more.
 fn producer_of(broker: &TestBroker, lines: &[&str]) -> (Child, ChildStdin) {
     broker.ok(&["topic", "create", "t"]);
