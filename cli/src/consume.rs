@@ -4,6 +4,7 @@ pub(crate) mod format;
 mod member;
 mod merge;
 mod ordered;
+mod origin;
 mod sink;
 
 use std::path::PathBuf;
@@ -26,7 +27,8 @@ use crate::{interrupt, size};
 /// or goes on with --follow. Messages of all queues come in the order in which the broker stored
 /// them, so that 'longwire produce t < a; longwire consume t > b' makes b the same as a. What is
 /// stored while --follow goes on comes as it arrives, also from queues that are added. An offset
-/// for --from has to be one that some queue has come to.
+/// for --from has to be one that some queue has come to. A topic that is deleted, also one that is
+/// made again, ends it with an error.
 ///
 /// With --group: shares the topic with the other members of the group, begins where the group has
 /// committed (--from counts where it has not), and goes on until it is stopped, by --max,

@@ -5,10 +5,13 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longwire_client::{Client, Consumer, QueueRange, Received, TagFilter, TopicQueue};
+use longwire_client::{
+    Admin, Client, Consumer, QueueRange, Received, TagFilter, TopicDescription, TopicQueue,
+};
 use tokio::time::Instant;
 
 use super::merge::{Balance, Merge};
+use super::origin::Origin;
 use super::sink::Sink;
 use super::{End, Limits, Tags};
 use crate::error::{Exit, Failure};
@@ -24,6 +27,9 @@ const RECEIVE_MAX: usize = 4096;
 /// How often a queue from which nothing comes is looked at: what was awaited there may be retained no
 /// more.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the broker is asked, at most, whether what arrives is still of the same topic.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is to be read.
 #[derive(Debug)]
@@ -56,12 +62,18 @@ impl Wanted<'_> {
         sink: &mut Sink,
     ) -> Result<(End, u64), Failure> {
         let setup = async {
-            let stretches = self.stretches(client).await?;
+            let admin = client.admin();
+            let known_to = admin.statistics().await?.written_position;
+            let TopicDescription { topic, queues, .. } = admin.describe_topic(self.topic).await?;
+            let stretches = self.stretches(&admin, queues).await?;
             if stretches.is_empty() || limits.max == Some(0) {
                 return Ok(None);
             }
             let consumer = self.consumer(client, &stretches).await?;
-            Ok(Some(Reading::new(self, stretches, consumer)))
+            // To the end as it is now, nothing arrives that is not known unless the topic is another.
+            let interval = if self.follow { ASK_INTERVAL } else { Duration::ZERO };
+            let origin = Origin::new(admin, topic, known_to, interval);
+            Ok(Some(Reading::new(self, origin, stretches, consumer)))
         };
         let Some(mut reading) = interrupt::race(&limits.interrupted, setup).await? else {
             return Ok((End::Complete, 0));
@@ -75,10 +87,13 @@ impl Wanted<'_> {
         Ok((end, reading.written))
     }
 
-    async fn stretches(&self, client: &Client) -> Result<Vec<Stretch>, Failure> {
-        let admin = client.admin();
-        let description = admin.describe_topic(self.topic).await?;
-        let known = description.queues.len();
+    /// What is wanted of these, which are all queues of the topic.
+    async fn stretches(
+        &self,
+        admin: &Admin,
+        queues: Vec<QueueRange>,
+    ) -> Result<Vec<Stretch>, Failure> {
+        let known = queues.len();
         if let Some(unknown) = self.queues.iter().find(|&&queue| queue as usize >= known) {
             let topic = self.topic;
             let message = format!("topic {topic:?} has no queue {unknown}, but 0 to {}", known - 1);
@@ -86,7 +101,7 @@ impl Wanted<'_> {
         }
         let is_wanted =
             |range: &QueueRange| self.queues.is_empty() || self.queues.contains(&range.queue);
-        let ranges: Vec<_> = description.queues.into_iter().filter(is_wanted).collect();
+        let ranges: Vec<_> = queues.into_iter().filter(is_wanted).collect();
         let starts: HashMap<_, _> = match self.from {
             Point::Offset(offset) => {
                 self.check_offset(offset, &ranges)?;
@@ -172,6 +187,9 @@ impl Wanted<'_> {
 
 struct Reading {
     consumer: Consumer,
+    origin: Origin,
+    /// The highest position of what was admitted.
+    newest: u64,
     stretches: Vec<Stretch>,
     /// Index in `stretches`, and lane of `merge`, by queue.
     lanes: HashMap<u32, usize>,
@@ -182,9 +200,16 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(wanted: &Wanted<'_>, stretches: Vec<Stretch>, consumer: Consumer) -> Reading {
+    fn new(
+        wanted: &Wanted<'_>,
+        origin: Origin,
+        stretches: Vec<Stretch>,
+        consumer: Consumer,
+    ) -> Reading {
         let mut reading = Reading {
             consumer,
+            origin,
+            newest: 0,
             stretches: Vec::new(),
             lanes: HashMap::new(),
             merge: Merge::new(MERGE_BYTES_MAX),
@@ -209,7 +234,7 @@ impl Reading {
 
     async fn run(&mut self, limits: &Limits, sink: &mut Sink) -> Result<End, Failure> {
         let mut idle = limits.idle.map(|idle| Instant::now() + idle);
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK_INTERVAL, LOOK_INTERVAL);
         while self.follow || !self.merge.is_done() {
             let received = tokio::select! {
                 biased;
@@ -222,10 +247,13 @@ impl Reading {
             let has_come = !received.is_empty();
             if !has_come {
                 self.close_passed();
+                // What was awaited may be gone.
+                self.origin.ask().await?;
             }
             for message in received {
                 self.admit(message);
             }
+            self.origin.check(self.newest).await?;
             while let Some(message) = self.merge.pop() {
                 if self.tags.allow(message.tag()) {
                     sink.write(&message)?;
@@ -258,6 +286,7 @@ impl Reading {
         let offset = message.offset();
         if offset >= start && (offset < end || self.follow) {
             let bytes = message.body().len() as u64 + MESSAGE_OVERHEAD_BYTES;
+            self.newest = self.newest.max(message.position());
             self.merge.push(lane, message.position(), bytes, message);
         }
         if offset + 1 >= end {

@@ -284,6 +284,32 @@ fn fields_tags_and_formats_are_those_of_the_message() {
 }
 
 #[test]
+fn topic_made_anew_under_a_slow_reader_is_not_gone_on_with() {
+    let broker = TestBroker::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for how in [&[][..], &["--follow"]] {
+        broker.ok(&["topic", "create", "t", "--queues", "1", "--durability", "write"]);
+        let produce = ["produce", "t", path, "--split", "1MiB"];
+        fs::write(path, vec![b'o'; 40 << 20]).unwrap();
+        broker.ok(&produce);
+        let args = [&["consume", "t", "--format", "raw"], how].concat();
+        let mut reader = broker.spawn(&args, Stdio::null());
+        reader.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+
+        broker.ok(&["topic", "delete", "t", "--yes"]);
+        broker.ok(&["topic", "create", "t", "--queues", "1", "--durability", "write"]);
+        fs::write(path, vec![b'n'; 41 << 20]).unwrap();
+        broker.ok(&produce);
+        let output = reader.wait_with_output().unwrap();
+        let (code, said) = failure(&output);
+        assert!(output.stdout.iter().all(|&b| b == b'o'), "{how:?}: {said}");
+        assert!(code == 1 && said.contains("deleted and made again"), "{how:?}: {said}");
+        broker.ok(&["topic", "delete", "t", "--yes"]);
+    }
+}
+
+#[test]
 fn keys_come_back_with_their_blanks() {
     let broker = TestBroker::start();
     let lines = b"a  b=1\n x =2\n";
