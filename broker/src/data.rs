@@ -48,7 +48,7 @@ struct Plane {
     /// Threads that may wait for a disk to read.
     pool: IoPool,
     /// What requests being read may take.
-    budget: Budget,
+    budget: Arc<Budget>,
     /// Bytes that parked fetches may still take.
     parked: Arc<Semaphore>,
     /// Threads that may wait for the next segment.

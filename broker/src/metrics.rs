@@ -104,6 +104,8 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     /// Data connections closed at once because there were too many.
     pub(crate) refused_connections: Counter,
+    /// Data connections closed because others needed the memory their frames held.
+    pub(crate) slow_frames: Counter,
 }
 
 impl Metrics {
@@ -132,6 +134,7 @@ impl Metrics {
             produce_bytes: Counter::default(),
             connections: Gauge::default(),
             refused_connections: Counter::default(),
+            slow_frames: Counter::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -154,6 +157,8 @@ impl Metrics {
         r.register("connections", "Open data connections", metrics.connections.clone());
         let refused = metrics.refused_connections.clone();
         r.register("refused_connections", "Data connections refused for their number", refused);
+        let slow = metrics.slow_frames.clone();
+        r.register("slow_frames", "Data connections closed for frames that came slowly", slow);
         Metrics { registry, ..metrics }
     }
 

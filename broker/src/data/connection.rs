@@ -151,7 +151,8 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
         kept: Kept::default(),
         ended: plane.state.shutdown.child_token(),
     });
-    let mut reader = FrameReader::new(read, connection.ended.clone());
+    let charge = plane.budget.charge(peer);
+    let mut reader = FrameReader::new(read, charge, connection.ended.clone());
     let end = converse(&connection, &mut reader).await;
     Box::pin(finish(&connection, reader, end)).await;
 }
@@ -229,8 +230,10 @@ async fn dispatch(
 }
 
 /// Answers what can still be answered and closes the connection.
-async fn finish(connection: &Arc<Connection>, reader: FrameReader, end: End) {
+async fn finish(connection: &Arc<Connection>, mut reader: FrameReader, end: End) {
     connection.ended.cancel();
+    // What follows can take a while, and others may be waiting for the memory.
+    reader.release();
     let protocol_error = match end {
         End::Closed | End::Stopping => None,
         End::Protocol(refusal) => Some(refusal),

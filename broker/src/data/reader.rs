@@ -54,11 +54,15 @@ pub(super) struct FrameReader {
 
 impl FrameReader {
     /// Reads until the token is cancelled.
-    pub(super) fn new(socket: OwnedReadHalf, ended: CancellationToken) -> FrameReader {
+    pub(super) fn new(
+        socket: OwnedReadHalf,
+        charge: Charge,
+        ended: CancellationToken,
+    ) -> FrameReader {
         FrameReader {
             socket,
             buffer: BytesMut::new(),
-            charge: Charge::default(),
+            charge,
             appetite: BASE_BYTES,
             largest: 0,
             deadline: None,
@@ -84,6 +88,7 @@ impl FrameReader {
             {
                 self.largest = self.largest.max(prefix.frame_bytes());
                 self.deadline = None;
+                self.charge.awaits_nothing();
                 return Ok(frame);
             }
             writer::flush(connection);
@@ -107,7 +112,7 @@ impl FrameReader {
     }
 
     /// Reads and forgets whatever comes, until the peer closes.
-    pub(super) async fn discard(mut self) {
+    pub(super) async fn discard(&mut self) {
         self.buffer = BytesMut::with_capacity(BASE_BYTES);
         while matches!(self.socket.read_buf(&mut self.buffer).await, Ok(1..)) {
             self.buffer.clear();
@@ -159,6 +164,7 @@ impl FrameReader {
         }
         let frame_timeout = connection.plane.state.config.limits.frame_timeout;
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + frame_timeout);
+        self.charge.awaits_peer(self.buffer.len());
         tokio::select! {
             biased;
             () = &mut self.ended => Err(connection.end()),
@@ -166,6 +172,11 @@ impl FrameReader {
             () = sleep_until(deadline) => {
                 let message = format!("a frame was not complete within {frame_timeout:?}");
                 Err(End::Protocol(Refusal::new(ErrorCode::Timeout, message)))
+            }
+            () = self.charge.called_in() => {
+                connection.plane.state.metrics.slow_frames.inc();
+                let message = "a frame came too slowly while others waited for its memory";
+                Err(End::Protocol(Refusal::new(ErrorCode::Overloaded, message)))
             }
         }
     }
@@ -185,12 +196,11 @@ impl FrameReader {
         if self.has_room(wanted) {
             return Ok(());
         }
-        let budget = &connection.plane.budget;
         // With room for the next frame's beginning, so that it seldom has to be moved.
         let ample = wanted + self.appetite;
         let capacity = if wanted <= BASE_BYTES {
             wanted
-        } else if budget.try_raise(&mut self.charge, ample) {
+        } else if self.charge.try_raise(ample) {
             ample
         } else if self.has_room(least) {
             return Ok(());
@@ -199,10 +209,11 @@ impl FrameReader {
         } else {
             // All that the frame will ever need, so as not to wait a second time with more in hand.
             let whole = frame_bytes.unwrap_or(least);
+            self.charge.awaits_nothing();
             tokio::select! {
                 biased;
                 () = &mut self.ended => return Err(connection.end()),
-                () = budget.raise(&mut self.charge, whole) => {}
+                () = self.charge.raise(whole) => {}
             }
             // The peer was not at fault for this wait.
             self.deadline = None;
@@ -220,9 +231,10 @@ impl FrameReader {
         self.buffer.try_reclaim(bytes.saturating_sub(self.buffer.len()))
     }
 
-    fn release(&mut self) {
+    /// Gives back the buffer, whatever is in it.
+    pub(super) fn release(&mut self) {
         self.buffer = BytesMut::new();
-        self.charge = Charge::default();
+        self.charge.release();
     }
 
     /// So much was read where there was so much room. Returns the former.

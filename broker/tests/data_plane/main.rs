@@ -7,6 +7,7 @@ mod fetch;
 mod hostile;
 mod limits;
 mod produce;
+mod slow_frames;
 mod transfer;
 
 use std::io::{Read, Write};

@@ -68,7 +68,8 @@ fn clients_that_never_finish_their_frames_cost_what_they_sent_and_are_told() {
     let most = scene.broker.figures().anonymous_mib() - before.0.anonymous_mib();
     println!("RssAnon grew by {most:.1} MiB with 100 unfinished frames of 8 MiB");
     assert!(most < 24.0 + 32.0, "{most} MiB");
-    assert_eq!(unfinished[0].error_and_close(), ErrorCode::Timeout);
+    // Others want the memory it holds, long before its time is up.
+    assert_eq!(unfinished[0].error_and_close(), ErrorCode::Overloaded);
     drop(unfinished);
     let gone = || (scene.broker.metric(CONNECTIONS) <= before.1).then_some(());
     until("they are all gone", PATIENCE, gone);
