@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use longwire_broker::config::{LogConfig, LogFormat, Sources, load};
 use longwire_broker::{Broker, Config, StartError};
 use longwire_storage::OpenError;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use offline::VerifyFlags;
@@ -32,6 +32,10 @@ mod exit {
 /// How long a broker whose store has failed may take to tell its clients.
 const FAILED_STOP_TIMEOUT: Duration = Duration::from_millis(700);
 
+/// What tells a process to stop may tell it twice at once, itself and as one of its group, and not
+/// mean it: signals so soon after the first say nothing new.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
 /// The Longwire message broker. Without arguments it serves from ./longwire-data.
 #[derive(Debug, Parser)]
 #[command(
@@ -42,8 +46,8 @@ The variable of storage.segment_bytes is LONGWIRE_STORAGE_SEGMENT_BYTES.
 --print-config shows every setting.
 
 Exit status: 0 stopped as told, 64 usage or configuration, 65 the log is damaged,
-69 a port is not available, 70 a fault, or a second signal while stopping, 73 the store is in use,
-74 input/output failed."
+69 a port is not available, 70 a fault, or a second signal while stopping (half a second or more
+after the first), 73 the store is in use, 74 input/output failed."
 )]
 struct Flags {
     /// TOML file with settings; also LONGWIRE_CONFIG.
@@ -189,14 +193,25 @@ async fn run(config: Config) -> ExitCode {
                 ExitCode::from(exit::IO)
             }
         },
-        _ = terminate.recv() => stop_at_once(),
-        _ = interrupt.recv() => stop_at_once(),
+        () = second(&mut terminate, &mut interrupt) => {
+            tracing::warn!("a second signal: stopping at once; the next start recovers the store");
+            ExitCode::from(exit::SOFTWARE)
+        }
     }
 }
 
-fn stop_at_once() -> ExitCode {
-    tracing::warn!("a second signal: stopping at once; the next start recovers the store");
-    ExitCode::from(exit::SOFTWARE)
+/// Completes at a signal that is not the first one again.
+async fn second(terminate: &mut Signal, interrupt: &mut Signal) {
+    let began = Instant::now();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if began.elapsed() >= SAME_SIGNAL {
+            return;
+        }
+    }
 }
 
 fn exit_status(error: &StartError) -> u8 {

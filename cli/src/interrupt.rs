@@ -1,6 +1,6 @@
 //! Ctrl-C.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -10,8 +10,12 @@ use crate::error::{Exit, Failure};
 /// What is on its way when a command is interrupted may take so long to be acknowledged.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// A signal so soon after the first is the same again: `timeout` and others send it to the process and
+/// to its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
 /// A token that is cancelled by the first Ctrl-C or SIGTERM, so that the command can end in good
-/// order. The second one ends the process where it stands.
+/// order. A second one, half a second or more later, ends the process where it stands.
 ///
 /// From here on neither ends the process by itself: whatever may wait has to watch the token.
 pub(crate) fn token() -> CancellationToken {
@@ -30,7 +34,10 @@ pub(crate) fn token() -> CancellationToken {
     tokio::spawn(async move {
         signalled().await;
         cancel.cancel();
-        signalled().await;
+        let began = Instant::now();
+        while began.elapsed() < SAME_SIGNAL {
+            signalled().await;
+        }
         std::process::exit(Exit::Interrupted as i32);
     });
     token

@@ -66,6 +66,18 @@ fn it_says_where_it_listens_and_stops_within_a_second_of_sigterm_as_of_sigint() 
 }
 
 #[test]
+fn a_signal_that_comes_several_times_at_once_is_one_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut process, _) = Process::start(folder.path());
+    let began = Instant::now();
+    // As GNU timeout does, which signals the process and then its group.
+    while process.0.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_millis(200) {
+        process.signal(Signal::TERM);
+    }
+    assert_eq!(process.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_second_broker_on_the_folder_is_refused_even_where_the_ports_are_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let (process, ready) = Process::start(folder.path());

@@ -160,20 +160,38 @@ fn interrupted_producer_keeps_and_counts_what_it_has_read() {
     assert!(said.starts_with("2 messages, "), "{said}");
 }
 
-#[test]
-fn interrupted_producer_without_a_broker_ends_soon_and_says_what_is_not_known() {
+/// A producer that has stored one message and cannot send another, for its broker is gone.
+fn producer_left_alone() -> (Child, ChildStdin, impl Iterator<Item = String>) {
     let broker = TestBroker::start();
     let (mut producer, mut input) = producer_of(&broker, &["a"]);
     drop(broker);
     input.write_all(b"b\n").unwrap();
     let mut said = BufReader::new(producer.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(said.any(|line| line.contains("dialling again")), "it has something to send");
+    (producer, input, said)
+}
 
+const LEFT_ALONE: &str = "1 messages were stored; 1 more may have been or not";
+
+#[test]
+fn interrupted_producer_without_a_broker_ends_soon_and_says_what_is_not_known() {
+    let (mut producer, _input, mut said) = producer_left_alone();
     let interrupted = Instant::now();
     interrupt(&producer);
-    assert!(said.any(|line| line.contains("1 messages were stored; 1 more may have been or not")));
+    assert!(said.any(|line| line.contains(LEFT_ALONE)));
     assert_eq!(producer.wait().unwrap().code(), Some(130));
     assert!(interrupted.elapsed() < Duration::from_secs(20), "{:?}", interrupted.elapsed());
+}
+
+#[test]
+fn an_interruption_that_comes_several_times_at_once_is_one() {
+    let (mut producer, _input, mut said) = producer_left_alone();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(200) {
+        interrupt(&producer);
+    }
+    assert!(said.any(|line| line.contains(LEFT_ALONE)));
+    assert_eq!(producer.wait().unwrap().code(), Some(130));
 }
 
 #[test]
