@@ -222,7 +222,7 @@ pub struct RuntimeConfig {
 pub struct LogConfig {
     /// Shape of a line.
     pub format: LogFormat,
-    /// `error`, `warn`, `info`, `debug`, `trace`, or the finer syntax of `tracing`'s `EnvFilter`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or the finer syntax of `tracing`'s `EnvFilter`.
     pub filter: String,
 }
 

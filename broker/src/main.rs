@@ -135,8 +135,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(%error, "cannot start");
-            return ExitCode::from(exit::SOFTWARE);
+            return fail(exit::SOFTWARE, &format!("cannot start: {error}"));
         }
     };
     runtime.block_on(run(loaded.config))
@@ -149,8 +148,7 @@ async fn run(config: Config) -> ExitCode {
     // Before anything can be interrupted.
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        tracing::error!("cannot listen to signals");
-        return ExitCode::from(exit::SOFTWARE);
+        return fail(exit::SOFTWARE, "cannot listen to signals");
     };
     let started = tokio::select! {
         started = Broker::start(config) => started,
@@ -159,10 +157,7 @@ async fn run(config: Config) -> ExitCode {
     };
     let broker = match started {
         Ok(broker) => broker,
-        Err(error) => {
-            tracing::error!("{error}");
-            return ExitCode::from(exit_status(&error));
-        }
+        Err(error) => return fail(exit_status(&error), &error.to_string()),
     };
     tracing::info!(
         data = %broker.data_addr(),
@@ -174,9 +169,10 @@ async fn run(config: Config) -> ExitCode {
     );
     tokio::select! {
         reason = broker.failed() => {
-            tracing::error!(reason, "the store has failed; stopping, so that a restart can recover it");
+            let message = "the store has failed; stopping, so that a restart can recover it";
+            let status = fail(exit::IO, &format!("{message}: {reason}"));
             let _ = tokio::time::timeout(FAILED_STOP_TIMEOUT, broker.shutdown()).await;
-            return ExitCode::from(exit::IO);
+            return status;
         }
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
@@ -189,13 +185,13 @@ async fn run(config: Config) -> ExitCode {
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                tracing::error!(%error, "stopped, but the store was not closed cleanly");
-                ExitCode::from(exit::IO)
+                let message = "stopped, but the store was not closed cleanly";
+                fail(exit::IO, &format!("{message}: {error}"))
             }
         },
         () = second(&mut terminate, &mut interrupt) => {
-            tracing::warn!("a second signal: stopping at once; the next start recovers the store");
-            ExitCode::from(exit::SOFTWARE)
+            let message = "a second signal: stopping at once; the next start recovers the store";
+            fail(exit::SOFTWARE, message)
         }
     }
 }
@@ -212,6 +208,16 @@ async fn second(terminate: &mut Signal, interrupt: &mut Signal) {
             return;
         }
     }
+}
+
+/// Says why the exit status is not 0: in the log, or beside it where its filter leaves that out.
+fn fail(status: u8, message: &str) -> ExitCode {
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{message}");
+    } else {
+        output::complain(message);
+    }
+    ExitCode::from(status)
 }
 
 fn exit_status(error: &StartError) -> u8 {

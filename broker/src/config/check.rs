@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use longwire_proto::limits::{QUEUES_PER_TOPIC_MAX, REQUEST_FRAME_BYTES_MAX};
 
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
 use super::Config;
 
 /// Every field that cannot be used, one per line: its name, its value and what is allowed.
@@ -28,6 +31,7 @@ impl Config {
         self.check_storage(&mut found);
         self.check_transfer_and_limits(&mut found);
         self.check_groups_and_runtime(&mut found);
+        self.check_log(&mut found);
         if found.0.is_empty() { Ok(()) } else { Err(InvalidConfig(found.0)) }
     }
 
@@ -106,6 +110,22 @@ impl Config {
         found.within("runtime.data_threads", self.runtime.data_threads, 0, 1_024);
         found.within("runtime.control_threads", self.runtime.control_threads, 1, 64);
     }
+
+    fn check_log(&self, found: &mut Findings) {
+        let filter = &self.log.filter;
+        let allowed = "off, error, warn, info, debug, trace, or directives such as \
+                       info,longwire_broker=debug";
+        found.require(is_log_filter(filter), "log.filter", format!("{filter:?}"), allowed);
+    }
+}
+
+/// Whether a log can be filtered by this.
+fn is_log_filter(filter: &str) -> bool {
+    // A word alone is meant to be a level. Taken for the name of a module, as it would be, a misspelt
+    // one leaves nothing to be logged.
+    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
+    let mut words = filter.split(',').map(str::trim).filter(|part| !part.contains(['=', '[']));
+    EnvFilter::try_new(filter).is_ok() && words.all(is_level)
 }
 
 #[derive(Default)]
@@ -141,18 +161,30 @@ mod tests {
     }
 
     #[test]
+    fn a_log_filter_is_levels_and_directives() {
+        for filter in ["info", "OFF", "warn,longwire_broker=debug", "", "info,", "[span{field}]"] {
+            assert!(is_log_filter(filter), "{filter}");
+        }
+        for filter in ["inf", "longwire_broker", "info,debgu", "a=b=c", "a=loud"] {
+            assert!(!is_log_filter(filter), "{filter}");
+        }
+    }
+
+    #[test]
     fn every_wrong_field_is_named_with_value_and_what_is_allowed() {
         let mut config = Config::default();
         config.storage.segment_bytes = 5;
         config.broker.default_queues = 0;
         config.limits.frame_timeout = Duration::ZERO;
         config.listen.advertised_data = Some("nowhere".into());
+        config.log.filter = "warn,inf".into();
         let message = config.check().unwrap_err().to_string();
         for part in [
             "storage.segment_bytes is 5; allowed: 64KiB to 1GiB",
             "broker.default_queues is 0; allowed: 1 to 65536",
             "limits.frame_timeout is 0s; allowed: 100ms to 1day",
             "listen.advertised_data is nowhere; allowed: host:port",
+            "log.filter is \"warn,inf\"; allowed: off, error,",
         ] {
             assert!(message.contains(part), "{part:?} missing in: {message}");
         }

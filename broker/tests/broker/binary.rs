@@ -115,6 +115,7 @@ fn mistakes_have_their_exit_statuses_and_messages() {
         (vec!["--set", "storage.segment_bytes=1"], 64, "storage.segment_bytes is 1"),
         (vec!["--set", "no.such=1"], 64, "no.such"),
         (vec!["--set", "log.filter=a=b=c"], 64, "log.filter"),
+        (vec!["--set", "log.filter=inf"], 64, "log.filter is \"inf\""),
         (vec!["--config", "/nowhere/at.toml"], 64, "/nowhere/at.toml"),
         (vec!["--set", "transfer.congestion_control=nonsense"], 64, "transfer.congestion_control"),
         (vec!["--set", &listen], 69, "listen.data"),
@@ -123,6 +124,19 @@ fn mistakes_have_their_exit_statuses_and_messages() {
         let (status, message) = run(command(folder.path()).args(&arguments));
         assert_eq!(status, Some(code), "{arguments:?}: {message}");
         assert!(message.contains(text), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn why_it_ends_is_said_once_whatever_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("listen.data={}", taken.local_addr().unwrap());
+    for filter in ["off", "error", "info", "error,longwire_broker=off"] {
+        let mut command = command(folder.path());
+        command.args(["--set", &listen, "--set", &format!("log.filter={filter}")]);
+        let (status, message) = run(&mut command);
+        assert_eq!((status, message.matches("cannot listen").count()), (Some(69), 1), "{message}");
     }
 }
 
