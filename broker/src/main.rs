@@ -93,14 +93,13 @@ impl Flags {
         for (key, address) in addresses {
             settings.extend(address.map(|address| format!("{key}={address}")));
         }
-        settings.extend(self.data_dir.iter().map(|dir| format!("data_dir={}", dir.display())));
         settings.extend(self.set.iter().cloned());
-        // A variable that is not text cannot be a setting.
-        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        let environment = std::env::vars_os().filter_map(text).collect();
-        Sources { file: self.config.clone(), environment, settings }
+        Sources {
+            file: self.config.clone(),
+            environment: std::env::vars_os().collect(),
+            data_dir: self.data_dir.clone(),
+            settings,
+        }
     }
 }
 
@@ -121,8 +120,7 @@ fn main() -> ExitCode {
         }
     };
     if flags.print_config {
-        let printed = output::print(&loaded.config.to_toml());
-        return printed.err().unwrap_or(ExitCode::SUCCESS);
+        return print_config(&loaded.config);
     }
     if let Err(message) = start_logging(&loaded.config.log) {
         output::complain(&message);
@@ -139,6 +137,17 @@ fn main() -> ExitCode {
         }
     };
     runtime.block_on(run(loaded.config))
+}
+
+fn print_config(config: &Config) -> ExitCode {
+    match config.to_toml() {
+        Ok(text) => output::print(&text).err().unwrap_or(ExitCode::SUCCESS),
+        Err(error) => {
+            let dir = &config.data_dir;
+            output::complain(&format!("data_dir {dir:?} cannot be said in TOML: {error}"));
+            ExitCode::from(exit::USAGE)
+        }
+    }
 }
 
 /// Serves until a signal, or until the store fails.

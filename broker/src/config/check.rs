@@ -1,5 +1,6 @@
 //! Which values make no sense, said once and clearly.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use longwire_proto::limits::{QUEUES_PER_TOPIC_MAX, REQUEST_FRAME_BYTES_MAX};
@@ -9,10 +10,11 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::Config;
 
-/// Every field that cannot be used, one per line: its name, its value and what is allowed.
+/// Everything that cannot be used, one per line: a field, its value and what is allowed, or a setting
+/// and why it cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration cannot be used:\n  {}", .0.join("\n  "))]
-pub struct InvalidConfig(Vec<String>);
+pub struct InvalidConfig(pub(super) Vec<String>);
 
 /// Small segments are for tests: no record may be larger than one.
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
@@ -38,10 +40,8 @@ impl Config {
     fn check_topics_and_addresses(&self, found: &mut Findings) {
         found.within("broker.default_queues", self.broker.default_queues, 1, QUEUES_PER_TOPIC_MAX);
         if let Some(address) = &self.listen.advertised_data {
-            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-            let valid =
-                port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-            found.require(valid, "listen.advertised_data", address, "host:port");
+            let allowed = "host:port, with an IPv6 address in brackets";
+            found.require(is_host_and_port(address), "listen.advertised_data", address, allowed);
         }
         if self.data_dir.as_os_str().is_empty() {
             found.require(false, "data_dir", "\"\"", "a folder");
@@ -119,6 +119,16 @@ impl Config {
     }
 }
 
+fn is_host_and_port(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match bracketed {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains([':', '[', ']']),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
 /// Whether a log can be filtered by this.
 fn is_log_filter(filter: &str) -> bool {
     // A word alone is meant to be a level. Taken for the name of a module, as it would be, a misspelt
@@ -158,6 +168,16 @@ mod tests {
     fn defaults_are_valid() {
         assert_eq!(Config::default().check(), Ok(()));
         assert_eq!(Config::ephemeral("folder").check(), Ok(()));
+    }
+
+    #[test]
+    fn an_advertised_address_has_a_host_and_a_port() {
+        for address in ["broker.example:7650", "10.0.0.1:1", "[::1]:7650"] {
+            assert!(is_host_and_port(address), "{address}");
+        }
+        for address in ["nowhere", ":7650", "a:0", "::1:7650", "[::1]", "[a]:1", "http://a:1"] {
+            assert!(!is_host_and_port(address), "{address}");
+        }
     }
 
     #[test]

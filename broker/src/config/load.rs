@@ -1,5 +1,6 @@
 //! Defaults, file, environment, flags: one over the other.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -19,7 +20,9 @@ pub struct Sources {
     /// The TOML file; where `None`, the variable `LONGWIRE_CONFIG` can name one.
     pub file: Option<PathBuf>,
     /// The environment. Only names that begin with `LONGWIRE_` are looked at.
-    pub environment: Vec<(String, String)>,
+    pub environment: Vec<(OsString, OsString)>,
+    /// The store's folder, which need not be text.
+    pub data_dir: Option<PathBuf>,
     /// `key=value` pairs, such as `storage.segment_bytes=64MiB`.
     pub settings: Vec<String>,
 }
@@ -53,15 +56,8 @@ pub enum ConfigError {
         /// Line, column and reason.
         message: String,
     },
-    /// A variable or a flag sets a key to something it cannot be.
-    #[error("{origin}: {message}")]
-    Setting {
-        /// The variable or flag.
-        origin: String,
-        /// The reason.
-        message: String,
-    },
-    /// A value is out of its range.
+    /// Variables or flags set keys to what they cannot be, or that there are not, or values are out
+    /// of their range.
     #[error(transparent)]
     Invalid(#[from] InvalidConfig),
 }
@@ -73,43 +69,61 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         config = read_file(&path)?;
     }
     let keys = keys(&config);
-    let mut warnings = Vec::new();
+    let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
     for (name, value) in &sources.environment {
-        if !name.starts_with(ENV_PREFIX) || ENV_OTHERS.contains(&name.as_str()) {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else {
+            continue;
+        };
+        if ENV_OTHERS.contains(&name) {
             continue;
         }
-        match keys.iter().find(|key| variable(key) == *name) {
-            Some(key) => config = set(&config, key, value, &format!("{name}={value}"))?,
-            None => warnings.push(format!("the variable {name} names no setting and is ignored")),
+        match (keys.iter().find(|key| variable(key) == *name), value.to_str()) {
+            (Some(key), Some(value)) => {
+                let outcome = set(&mut config, key, value);
+                wrong.extend(outcome.err().map(|message| format!("{name}={value}: {message}")));
+            }
+            (Some(_), None) => wrong.push(format!("{name}: the value is not valid UTF-8")),
+            (None, _) => {
+                warnings.push(format!("the variable {name} names no setting and is ignored"));
+            }
         }
     }
+    let mut data_dir = sources.data_dir.as_ref();
     for setting in &sources.settings {
-        let origin = format!("--set {setting}");
-        let fail = |message: &str| ConfigError::Setting {
-            origin: origin.clone(),
-            message: message.to_owned(),
+        let outcome = match setting.split_once('=') {
+            Some((key, value)) if keys.iter().any(|known| known == key.trim()) => {
+                data_dir = data_dir.filter(|_| key.trim() != "data_dir");
+                set(&mut config, key.trim(), value)
+            }
+            Some((key, _)) => Err(format!("there is no setting {:?}", key.trim())),
+            None => Err("write it as key=value".to_owned()),
         };
-        let (key, value) = setting.split_once('=').ok_or_else(|| fail("write it as key=value"))?;
-        let key = key.trim();
-        if !keys.iter().any(|known| known == key) {
-            return Err(fail(&format!("there is no setting {key:?}")));
-        }
-        config = set(&config, key, value, &origin)?;
+        wrong.extend(outcome.err().map(|message| format!("--set {setting}: {message}")));
     }
-    config.check()?;
-    Ok(Loaded { config, warnings })
+    // Last, since `set` needs all of it to be text.
+    if let Some(dir) = data_dir {
+        config.data_dir.clone_from(dir);
+    }
+    if let Err(InvalidConfig(found)) = config.check() {
+        wrong.extend(found);
+    }
+    if wrong.is_empty() {
+        Ok(Loaded { config, warnings })
+    } else {
+        Err(InvalidConfig(wrong).into())
+    }
 }
 
 impl Config {
-    /// The configuration as a TOML file that reads back as the same.
-    pub fn to_toml(&self) -> String {
-        // Every field is text, a number or a boolean, so there is nothing TOML cannot say.
-        toml::to_string(self).unwrap_or_default()
+    /// The configuration as a TOML file that reads back as the same; an error where the folder's name
+    /// is not text, which a TOML file cannot say.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
     }
 }
 
 fn config_file(sources: &Sources) -> Option<PathBuf> {
-    let variable = || sources.environment.iter().find(|(name, _)| name == ENV_CONFIG);
+    let variable = || sources.environment.iter().find(|(name, _)| *name == *ENV_CONFIG);
     sources.file.clone().or_else(|| variable().map(|(_, path)| PathBuf::from(path)))
 }
 
@@ -142,32 +156,33 @@ fn to_table(config: &Config) -> Table {
     Table::try_from(config).unwrap_or_default()
 }
 
-/// `config` with one key set from text. `key` must be one of [`keys`].
-fn set(config: &Config, key: &str, text: &str, origin: &str) -> Result<Config, ConfigError> {
+/// Sets one key, which must be one of [`keys`], from text; changes nothing where that cannot be.
+fn set(config: &mut Config, key: &str, text: &str) -> Result<(), String> {
     let mut root = to_table(config);
     let (table, name) = match key.split_once('.') {
         Some((section, name)) => (root.get_mut(section).and_then(Value::as_table_mut), name),
         None => (Some(&mut root), key),
     };
-    let fail = |message: String| ConfigError::Setting { origin: origin.to_owned(), message };
     if let Some(slot) = table.and_then(|table| table.get_mut(name)) {
         *slot = match slot {
-            Value::Integer(_) => Value::Integer(
-                text.trim().parse().map_err(|_| fail(format!("{key} is a whole number")))?,
-            ),
-            Value::Boolean(_) => Value::Boolean(
-                text.trim().parse().map_err(|_| fail(format!("{key} is true or false")))?,
-            ),
+            Value::Integer(_) => {
+                Value::Integer(text.trim().parse().map_err(|_| format!("{key} is a whole number"))?)
+            }
+            Value::Boolean(_) => {
+                Value::Boolean(text.trim().parse().map_err(|_| format!("{key} is true or false"))?)
+            }
             _ => Value::String(text.to_owned()),
         };
     }
-    root.try_into().map_err(|error: toml::de::Error| fail(error.message().to_owned()))
+    *config = root.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::ffi::OsStringExt;
     use std::time::Duration;
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -176,7 +191,7 @@ mod tests {
         file
     }
 
-    fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    fn environment(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
         pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
     }
 
@@ -197,6 +212,7 @@ mod tests {
                 ("LONGWIRE_LOG", "debug"),
             ]),
             settings: vec!["storage.segment_bytes=256MiB".into()],
+            data_dir: None,
         };
         let Loaded { config, warnings } = load(&sources).unwrap();
         assert_eq!(config.storage.segment_bytes, 256 << 20, "flag");
@@ -225,7 +241,7 @@ mod tests {
         config.listen.advertised_data = Some("broker.example:7650".into());
         config.transfer.send_buffer_bytes = Some(123_456);
         for config in [Config::default(), config] {
-            let file = file(&config.to_toml());
+            let file = file(&config.to_toml().unwrap());
             let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
             assert_eq!(load(&sources).unwrap().config, config);
         }
@@ -264,6 +280,38 @@ mod tests {
             let error = error.to_string();
             assert!(error.contains(expected), "{name}={value}: {error}");
         }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let settings =
+            ["storage.segment_bytes=1MB", "groups.members_max=0", "listen.data=x", "no=1"];
+        let environment = environment(&[("LONGWIRE_BROKER_DEFAULT_QUEUES", "many")]);
+        let settings = settings.map(str::to_owned).to_vec();
+        let error = load(&Sources { environment, settings, ..Sources::default() });
+        let error = error.unwrap_err().to_string();
+        let expected =
+            ["segment_bytes is", "members_max is 0", "listen.data=x", "\"no\"", "a whole number"];
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_is_not_text_is_an_error_and_a_folder_need_not_be_text() {
+        let bytes = OsString::from_vec(b"/a\xFFb".to_vec());
+        let environment = vec![("LONGWIRE_DATA_DIR".into(), bytes.clone())];
+        let error = load(&Sources { environment, ..Sources::default() }).unwrap_err().to_string();
+        assert!(error.contains("LONGWIRE_DATA_DIR: the value is not valid UTF-8"), "{error}");
+
+        let mut sources = Sources { data_dir: Some(bytes.into()), ..Sources::default() };
+        sources.settings = vec!["broker.default_queues=3".into()];
+        let config = load(&sources).unwrap().config;
+        assert_eq!(
+            (Some(&config.data_dir), config.broker.default_queues),
+            (sources.data_dir.as_ref(), 3)
+        );
+        assert!(config.to_toml().is_err());
+        sources.settings = vec!["data_dir=/text".into()];
+        assert_eq!(load(&sources).unwrap().config.data_dir, PathBuf::from("/text"));
     }
 
     #[test]

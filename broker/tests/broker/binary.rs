@@ -1,6 +1,8 @@
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -120,11 +122,28 @@ fn mistakes_have_their_exit_statuses_and_messages() {
         (vec!["--set", "transfer.congestion_control=nonsense"], 64, "transfer.congestion_control"),
         (vec!["--set", &listen], 69, "listen.data"),
         (vec!["--set", "data_dir=/proc/longwire"], 74, "/proc/longwire"),
+        (vec!["--set", "listen.advertised_data=::1:7650"], 64, "in brackets"),
+        (vec!["--set", "listen.data=x", "--set", "groups.members_max=0"], 64, "members_max is 0"),
     ] {
         let (status, message) = run(command(folder.path()).args(&arguments));
         assert_eq!(status, Some(code), "{arguments:?}: {message}");
         assert!(message.contains(text), "{arguments:?}: {message}");
     }
+}
+
+#[test]
+fn a_folder_whose_name_is_not_text_is_served_but_not_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join(OsStr::from_bytes(b"a\xFFb"));
+    let (status, message) = run(command(&dir).arg("--print-config"));
+    assert_eq!(status, Some(64), "{message}");
+    assert!(message.contains(r"a\xFFb"), "{message}");
+    drop(Process::start(&dir));
+    assert!(dir.join("commitlog").is_dir());
+
+    let (status, message) = run(command(folder.path()).env("LONGWIRE_DATA_DIR", &dir));
+    assert_eq!(status, Some(64), "{message}");
+    assert!(message.contains("LONGWIRE_DATA_DIR"), "{message}");
 }
 
 #[test]

@@ -21,11 +21,12 @@ pub(super) fn run(data: &[u8]) {
     let environment = variables.iter().filter_map(|line| line.split_once('='));
     // Where the file is, the input does not say.
     let environment = environment.filter(|(name, _)| *name != "LONGWIRE_CONFIG");
-    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let environment = environment.map(|(name, value)| (name.into(), value.into()));
     let sources = Sources {
         file: Some(path.clone()),
         environment: environment.collect(),
         settings: lines(parts.next()),
+        data_dir: None,
     };
     match load(&sources) {
         Ok(loaded) => reads_back(loaded.config, &path),
@@ -35,7 +36,8 @@ pub(super) fn run(data: &[u8]) {
 
 fn reads_back(config: Config, path: &std::path::Path) {
     assert_eq!(config.check(), Ok(()), "what is loaded was checked");
-    std::fs::write(path, config.to_toml()).expect("a temporary file");
+    let text = config.to_toml().expect("all of it is text");
+    std::fs::write(path, text).expect("a temporary file");
     let sources = Sources { file: Some(path.to_owned()), ..Sources::default() };
     let again = load(&sources).expect("what is printed can be read").config;
     assert_eq!(again, config);
