@@ -1,5 +1,6 @@
 //! What can go wrong, one enum per operation.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,15 +15,18 @@ use crate::watermark::WatermarkClosed;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {source}", path.display())]
 pub struct FileError {
-    action: &'static str,
+    action: Cow<'static, str>,
     path: PathBuf,
     source: io::Error,
 }
 
 impl FileError {
     /// For `map_err`: what was being done, and on what.
-    pub(crate) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
-        let path = path.to_owned();
+    pub(crate) fn on(
+        action: impl Into<Cow<'static, str>>,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> FileError {
+        let (action, path) = (action.into(), path.to_owned());
         move |source| FileError { action, path, source }
     }
 

@@ -160,7 +160,12 @@ impl Store {
 
 /// Makes a folder whose name survives a power cut.
 fn create_durably(disk: &dyn Disk, dir: &Path) -> Result<(), FileError> {
-    let made = disk.create_dir(dir).map_err(FileError::on("create the folder", dir))?;
+    let made = disk.create_dir(dir).map_err(|error| match error.kind() {
+        // As the system puts it, something would be there that should be.
+        io::ErrorKind::AlreadyExists => io::Error::new(error.kind(), "it is not a folder"),
+        _ => error,
+    });
+    let made = made.map_err(FileError::on("create the folder", dir))?;
     made.iter().try_for_each(|dir| sync_parent(disk, dir))
 }
 

@@ -107,8 +107,10 @@ pub(crate) fn recover(
         segments.push(Arc::new(mapped.map_err(FileError::on("map a segment in", dir))?));
     }
     if segments.last().is_none_or(|last| last.end() == end) {
-        let next = Segment::create(disk, dir, end, config.segment_bytes);
-        segments.push(Arc::new(next.map_err(FileError::on("create a segment in", dir))?));
+        let bytes = config.segment_bytes;
+        let action = format!("create a segment of {bytes} bytes (storage.segment_bytes) in");
+        let next = Segment::create(disk, dir, end, bytes);
+        segments.push(Arc::new(next.map_err(FileError::on(action, dir))?));
     }
     // The scan began there.
     let checked_from = checkpoint.durable;

@@ -338,3 +338,13 @@ fn a_descriptor_that_is_missing_is_no_full_disk_and_is_waited_for() {
     assert_eq!(store.failure(), None);
     store.close().unwrap();
 }
+
+#[test]
+fn a_first_segment_that_does_not_fit_is_told_with_its_size_and_setting() {
+    let disk = Arc::new(FaultDisk::default());
+    disk.set_capacity(Some(1 << 19));
+    let config = StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::new(Path::new("/store")) };
+    let message = Store::open_on(disk, config).unwrap_err().to_string();
+    let expected = "cannot create a segment of 1048576 bytes (storage.segment_bytes) in /store";
+    assert!(message.starts_with(expected), "{message}");
+}

@@ -122,6 +122,7 @@ fn mistakes_have_their_exit_statuses_and_messages() {
         (vec!["--set", "transfer.congestion_control=nonsense"], 64, "transfer.congestion_control"),
         (vec!["--set", &listen], 69, "listen.data"),
         (vec!["--set", "data_dir=/proc/longwire"], 74, "/proc/longwire"),
+        (vec!["--set", "data_dir=/dev/null"], 74, "/dev/null: it is not a folder"),
         (vec!["--set", "listen.advertised_data=::1:7650"], 64, "in brackets"),
         (vec!["--set", "listen.data=x", "--set", "groups.members_max=0"], 64, "members_max is 0"),
     ] {
