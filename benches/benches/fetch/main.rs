@@ -121,10 +121,11 @@ fn run() -> io::Result<()> {
     let reference = reference::middle(&references);
     let parked = parked::measure(&plan, &mut arms[0])?;
     let produced = produced::measure(&plan, &mut arms)?;
+    let echo_beside = reference::echo_beside(&plan, &mut arms[0])?;
     drop(arms);
 
-    let verdicts = verdicts::verdicts(Cells(&cells), &reference, &parked, &produced);
-    let run = Run { conditions, reference, parked, produced, copies, verdicts };
+    let verdicts = verdicts::verdicts(Cells(&cells), &reference, &parked, &produced, &echo_beside);
+    let run = Run { conditions, reference, parked, produced, echo_beside, copies, verdicts };
     write(&folder, &run, &cells)?;
     if only.is_none() {
         check::check(&folder, &cases).map_err(io::Error::other)?;

@@ -5,8 +5,10 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use longwire_benches::{histogram, median, percentiles_us};
 use rustix::event::epoll;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
@@ -15,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::measure::Plan;
 use crate::process::thread_cpu;
+use crate::store::ArmBroker;
 
 /// One call of the bare servers, as the broker limits its own.
 const SENDFILE_BYTES: usize = 1 << 20;
@@ -149,17 +152,63 @@ fn echo(plan: &Plan<'_>, serve: fn(TcpListener) -> io::Result<u64>) -> io::Resul
         plan.pinning.consume();
         let mut connection = TcpStream::connect(address)?;
         connection.set_nodelay(true)?;
-        let mut latency = histogram();
-        let (began, mut answer) = (Instant::now(), [0; ECHO_ANSWER_BYTES]);
-        while began.elapsed() < plan.moment {
-            let sent = Instant::now();
-            connection.write_all(&[1; ECHO_REQUEST_BYTES])?;
-            connection.read_exact(&mut answer)?;
-            latency.record(sent.elapsed().as_nanos() as u64).map_err(io::Error::other)?;
-        }
+        let (began, mut latency) = (Instant::now(), histogram());
+        trips(&mut connection, &mut latency, || began.elapsed() < plan.moment)?;
         drop(connection);
         Ok((joined(server.join())?, percentiles_us(&latency)[0]))
     })
+}
+
+/// Round trips of an epoll echo server on the core of a broker, alone and while the broker serves a
+/// reader of evicted history: what anything that shares this core with that work has to bear.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EchoBeside {
+    pub(crate) alone_us: [f64; 3],
+    pub(crate) beside_us: [f64; 3],
+}
+
+/// Measures that over all rounds.
+pub(crate) fn echo_beside(plan: &Plan<'_>, broker: &mut ArmBroker) -> io::Result<EchoBeside> {
+    let [mut alone, mut beside] = [histogram(), histogram()];
+    for _ in 0..plan.rounds {
+        plan.restart_cold(broker, plan.sizes.history_end())?;
+        let (listener, address) = listen()?;
+        std::thread::scope(|scope| {
+            let server = scope.spawn(move || {
+                plan.pinning.serve();
+                serve_epoll(listener)
+            });
+            plan.pinning.consume();
+            let mut connection = TcpStream::connect(address)?;
+            connection.set_nodelay(true)?;
+            let began = Instant::now();
+            trips(&mut connection, &mut alone, || began.elapsed() < plan.moment)?;
+            plan.beside_history(broker, |reading| {
+                trips(&mut connection, &mut beside, || reading.load(Relaxed))
+            })?;
+            drop(connection);
+            joined(server.join()).map(drop)
+        })?;
+    }
+    let [alone_us, beside_us] = [alone, beside].each_ref().map(percentiles_us);
+    Ok(EchoBeside { alone_us, beside_us })
+}
+
+/// Asks an echo server one thing after the other.
+fn trips(
+    connection: &mut TcpStream,
+    latency: &mut Histogram<u64>,
+    more: impl Fn() -> bool,
+) -> io::Result<()> {
+    let mut answer = [0; ECHO_ANSWER_BYTES];
+    while more() {
+        let sent = Instant::now();
+        connection.write_all(&[1; ECHO_REQUEST_BYTES])?;
+        connection.read_exact(&mut answer)?;
+        latency.record(sent.elapsed().as_nanos() as u64).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 fn serve_epoll(listener: TcpListener) -> io::Result<u64> {

@@ -11,7 +11,7 @@ use crate::matrix::{Arm, Beside, Case, Layout, Residency};
 use crate::parked::Parked;
 use crate::plot::{Bars, Group, Lines};
 use crate::produced::Produced;
-use crate::reference::Reference;
+use crate::reference::{EchoBeside, Reference};
 use crate::verdicts::Verdict;
 
 /// `fetch-run.json`: what the cells of `fetch.json` were measured under and beside.
@@ -23,6 +23,7 @@ pub(crate) struct Run {
     pub(crate) reference: Reference,
     pub(crate) parked: Parked,
     pub(crate) produced: Vec<Produced>,
+    pub(crate) echo_beside: EchoBeside,
     pub(crate) copies: Vec<CopyRow>,
     pub(crate) verdicts: Vec<Verdict>,
 }
@@ -243,6 +244,8 @@ fn reference_table(run: &Run) -> Table {
     let row = |what: &str, figure: String| vec![what.to_owned(), figure];
     let stream = |cpu: f64, rate: f64| format!("{cpu:.0} ms/GB, {rate:.0} MB/s");
     let echo = |cpu: f64, p50: f64| format!("{cpu:.1} us CPU, p50 {p50:.0} us");
+    let trips = |[p50, p99, _]: [f64; 3]| format!("p50 {p50:.0}, p99 {p99:.0} us");
+    let EchoBeside { alone_us, beside_us } = run.echo_beside;
     Table {
         title: "The machine without a broker",
         note: "In the same run. Server threads' own CPU time; one connection.".into(),
@@ -254,6 +257,11 @@ fn reference_table(run: &Run) -> Table {
             row("memcpy, not in cache", format!("{memcpy_mb_per_s:.0} MB/s")),
             row("epoll echo, a round trip", echo(epoll_echo_cpu_us, epoll_echo_p50_us)),
             row("tokio echo, a round trip", echo(tokio_echo_cpu_us, tokio_echo_p50_us)),
+            row("epoll echo on the core of an idle broker", trips(alone_us)),
+            row(
+                "epoll echo on the core of a broker that serves a catch-up reader",
+                trips(beside_us),
+            ),
             row(
                 "produced to a parked fetch answered",
                 format!("p50 {fetched_p50_us:.0}, p99 {fetched_p99_us:.0} us"),

@@ -8,7 +8,7 @@ use crate::matrix::{
 };
 use crate::parked::Parked;
 use crate::produced::Produced;
-use crate::reference::Reference;
+use crate::reference::{EchoBeside, Reference};
 
 /// No arm is better than adaptive by more than this, or by more than the noise.
 const REGRET: f64 = 1.05;
@@ -39,6 +39,7 @@ pub(crate) fn verdicts(
     reference: &Reference,
     parked: &Parked,
     produced: &[Produced],
+    echo_beside: &EchoBeside,
 ) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let mut judge = |mark: &str, measured: Option<(f64, String)>, holds: fn(f64) -> bool| {
@@ -83,17 +84,9 @@ pub(crate) fn verdicts(
     let (soon, late) = (parked.fetched_p50_us, parked.fetched_p99_us);
     let waited = (soon, format!("{soon:.0} us (p99 {late:.0}), from sending the produce request"));
     judge("a parked fetch is answered within 100 us at p50", Some(waited), |x| x <= 100.0);
-    let factor = |arm| {
-        let (alone, beside) = (cells.find(arm, NEWEST)?, cells.find(arm, NEWEST_BESIDE)?);
-        Some((alone.p99_us, beside.p99_us))
-    };
-    let tail = beside(factor(Arm::Adaptive), factor(Arm::Sendfile));
+    let tail = tail_beside(cells, echo_beside);
     judge("tail p99 beside a catch-up reader, of alone, at most 1.5", tail, |x| x <= 1.5);
-    let factor = |arm| {
-        let of = produced.iter().find(|of| of.arm == arm)?;
-        Some((of.alone_us[1], of.beside_us[1]))
-    };
-    let acknowledged = beside(factor(Arm::Adaptive), factor(Arm::Sendfile));
+    let acknowledged = produced_beside(produced);
     judge("the same of one record produced, until acknowledged", acknowledged, |x| x <= 1.5);
     judge("hot and alone: better than every single arm somewhere", best_gain(cells), |x| x < 1.0);
     let mark = "no regret, hot and alone: p50, p99 and CPU within 5 % of the best of buffered, mmap and sendfile, or the noise";
@@ -101,6 +94,27 @@ pub(crate) fn verdicts(
     let mark = "the same with splice among them, which is measured for the record";
     verdicts.push(no_regret(cells, mark, |_| true));
     verdicts
+}
+
+/// By what factor the p99 of a fetch at the tail is longer beside a catch-up reader.
+fn tail_beside(cells: Cells<'_>, echo: &EchoBeside) -> Option<(f64, String)> {
+    let p99 = |arm| {
+        let (alone, beside) = (cells.find(arm, NEWEST)?, cells.find(arm, NEWEST_BESIDE)?);
+        Some((alone.p99_us, beside.p99_us))
+    };
+    let (factor, text) = beside(p99(Arm::Adaptive), p99(Arm::Sendfile))?;
+    let (alone, with) = (echo.alone_us[1], echo.beside_us[1]);
+    let bare = format!("{:.2} ({with:.0} / {alone:.0} us)", with / alone);
+    Some((factor, format!("{text}; {bare} of an echo server on the core of the broker")))
+}
+
+/// The same of a record produced.
+fn produced_beside(produced: &[Produced]) -> Option<(f64, String)> {
+    let p99 = |arm| {
+        let of = produced.iter().find(|of| of.arm == arm)?;
+        Some((of.alone_us[1], of.beside_us[1]))
+    };
+    beside(p99(Arm::Adaptive), p99(Arm::Sendfile))
 }
 
 /// The p99 alone and beside a catch-up reader, adaptive's and `sendfile`'s.
