@@ -57,6 +57,9 @@ pub(crate) struct QuickstartArgs {
     durability: DurabilityArg,
 }
 
+/// More than this program makes, and few enough for any limit of open files.
+const CONNECTIONS_MAX: usize = 64;
+
 /// Runs the command.
 pub(crate) async fn run(global: &Global, args: QuickstartArgs) -> Result<(), Failure> {
     let interrupted = interrupt::token();
@@ -71,6 +74,7 @@ pub(crate) async fn run(global: &Global, args: QuickstartArgs) -> Result<(), Fai
     let mut config = Config::ephemeral(folder.path());
     config.storage.segment_bytes = segment_bytes(&survey);
     config.storage.retention_age = None;
+    config.limits.connections_max = CONNECTIONS_MAX;
 
     let demonstration = Box::pin(demonstrate(source, survey, &args, config, &progress));
     let report = interrupt::race(&interrupted, demonstration).await;
