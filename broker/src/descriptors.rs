@@ -1,5 +1,9 @@
 //! How many connections the process has file descriptors for.
 
+use std::io;
+
+use longwire_storage::QUEUE_FILES_OPEN_MAX;
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::broker::StartError;
@@ -8,7 +12,7 @@ use crate::http;
 
 /// Consume-queue files the store keeps open at most, and for whatever else comes and goes: the next
 /// segment, a checkpoint, a folder that is synced, a connection that is accepted to be refused.
-const STORE_FILES: u64 = 256 + 64;
+const STORE_FILES: u64 = QUEUE_FILES_OPEN_MAX as u64 + 64;
 /// A part of all is kept for segments, of which there will be more.
 const SEGMENTS_PART: u64 = 8;
 /// Below this many connections of each plane a broker is of no use.
@@ -73,6 +77,12 @@ fn raise_limit() -> Option<u64> {
             before
         }
     }
+}
+
+/// Whether accepting a connection failed for want of something, which trying again at once cannot change.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))
 }
 
 #[cfg(test)]

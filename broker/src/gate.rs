@@ -16,6 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::descriptors::is_shortage;
+
 /// How long to rest when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -73,8 +75,7 @@ impl Gate {
             match self.listener.accept().await {
                 Ok((stream, peer)) => return (self.guard(stream, self.slot().await), peer),
                 Err(error) => {
-                    let out_of_files = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-                    if error.raw_os_error().is_some_and(|code| out_of_files.contains(&code)) {
+                    if is_shortage(&error) {
                         tracing::warn!(%error, "no connection can be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }

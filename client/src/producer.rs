@@ -383,11 +383,10 @@ impl Shared {
             let timeout = self.config.delivery_timeout;
             let mut error =
                 Error::new(ErrorKind::Timeout, format!("not acknowledged within {timeout:?}"));
-            let unreachable = self.unreachable.lock();
+            let unreachable = self.unreachable.lock().clone();
             if let Some(why) = unreachable.as_ref().or(batch.last_failure.as_ref()) {
                 error = error.context(why);
             }
-            drop(unreachable);
             self.fail(lane, batch, error);
         }
         if !expired.is_empty() {

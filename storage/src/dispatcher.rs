@@ -213,17 +213,17 @@ impl Dispatcher {
     /// Topics come and go with files, for which there may be no descriptor just now. No event tells when
     /// there is one again, and nothing that follows can be dispatched before.
     fn apply(&self, effect: &Effect, place: Place) -> io::Result<()> {
-        let tries = if place == Place::Thread { DESCRIPTOR_TRIES } else { 0 };
-        for _ in 0..tries {
+        let mut tries = if place == Place::Thread { DESCRIPTOR_TRIES } else { 0 };
+        loop {
             match self.topics.apply(effect) {
-                Err(error) if is_out_of_descriptors(&error) => {
+                Err(error) if tries > 0 && is_out_of_descriptors(&error) => {
+                    tries -= 1;
                     tracing::warn!(%error, "a topic waits for a file descriptor");
                     std::thread::sleep(RETRY_PAUSE);
                 }
                 applied => return applied,
             }
         }
-        self.topics.apply(effect)
     }
 
     fn dispatch(&self, pass: &mut Pass, record: &RecordView<'_>, place: Place) -> io::Result<()> {

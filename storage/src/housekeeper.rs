@@ -96,8 +96,8 @@ impl Housekeeper {
         }
     }
 
-    /// Whether the next turn can try again: only where all that was missing is space, or a descriptor. The next start
-    /// then has more to read.
+    /// Whether the next turn can try again: only where all that was missing is space, or a descriptor.
+    /// The next start then has more to read.
     fn can_go_on(&self, what: &str, error: io::Error) -> bool {
         if is_full(&error) {
             let missing = if is_out_of_descriptors(&error) { "file descriptor" } else { "space" };

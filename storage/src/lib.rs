@@ -90,6 +90,7 @@ pub use error::{
 #[cfg(feature = "testing")]
 pub use plant::{Plant, plant};
 pub use queue::{Durability, Queue, Topic, TopicConfig, TopicUpdate};
+pub use queue_files::QUEUE_FILES_OPEN_MAX;
 pub use read_plan::{Range, Ranges, ReadPlan, TagFilter};
 pub use run::RecordRun;
 pub use salvage::{salvage, salvage_on};

@@ -16,7 +16,7 @@ use crate::queue_sums::QueueFile;
 
 const FILE_BYTES: u64 = FILE_ENTRIES * ENTRY_BYTES;
 /// Most consume-queue files that are open at once.
-const OPEN_FILES_MAX: usize = 256;
+pub const QUEUE_FILES_OPEN_MAX: usize = 256;
 
 /// A folder's number, a queue, and the byte its file begins at.
 type FileKey = (u64, u32, u64);
@@ -59,7 +59,7 @@ impl FileCache {
             return Ok(open.file.clone());
         }
         let file = open(&*self.disk)?;
-        if state.open.len() >= OPEN_FILES_MAX {
+        if state.open.len() >= QUEUE_FILES_OPEN_MAX {
             let oldest = state.open.iter().min_by_key(|(_, open)| open.used).map(|(k, _)| *k);
             oldest.map(|key| state.open.remove(&key));
         }

@@ -140,7 +140,24 @@ fn read_write(mut to: &TcpStream, from: &File, at: u64, buffer: &mut [u8]) -> io
 }
 
 /// CPU time of the server for each round trip, and the median round trip, in microseconds.
-fn echo(plan: &Plan<'_>, serve: fn(TcpListener) -> io::Result<u64>) -> io::Result<(f64, f64)> {
+fn echo(plan: &Plan<'_>, serve: Serve) -> io::Result<(f64, f64)> {
+    let mut latency = histogram();
+    let cpu_us = beside_echo(plan, serve, |connection| {
+        let began = Instant::now();
+        trips(connection, &mut latency, || began.elapsed() < plan.moment)
+    })?;
+    Ok((cpu_us, percentiles_us(&latency)[0]))
+}
+
+/// Answers one connection until it ends; how often.
+type Serve = fn(TcpListener) -> io::Result<u64>;
+
+/// Runs an echo server for as long as `client` talks to it; its CPU time for each round trip.
+fn beside_echo(
+    plan: &Plan<'_>,
+    serve: Serve,
+    client: impl FnOnce(&mut TcpStream) -> io::Result<()>,
+) -> io::Result<f64> {
     let (listener, address) = listen()?;
     std::thread::scope(|scope| {
         let server = scope.spawn(move || {
@@ -152,10 +169,9 @@ fn echo(plan: &Plan<'_>, serve: fn(TcpListener) -> io::Result<u64>) -> io::Resul
         plan.pinning.consume();
         let mut connection = TcpStream::connect(address)?;
         connection.set_nodelay(true)?;
-        let (began, mut latency) = (Instant::now(), histogram());
-        trips(&mut connection, &mut latency, || began.elapsed() < plan.moment)?;
+        client(&mut connection)?;
         drop(connection);
-        Ok((joined(server.join())?, percentiles_us(&latency)[0]))
+        joined(server.join())
     })
 }
 
@@ -173,22 +189,13 @@ pub(crate) fn echo_beside(plan: &Plan<'_>, broker: &mut ArmBroker) -> io::Result
     let [mut alone, mut beside] = [histogram(), histogram()];
     for _ in 0..plan.rounds {
         plan.restart_cold(broker, plan.sizes.history_end())?;
-        let (listener, address) = listen()?;
-        std::thread::scope(|scope| {
-            let server = scope.spawn(move || {
-                plan.pinning.serve();
-                serve_epoll(listener)
-            });
-            plan.pinning.consume();
-            let mut connection = TcpStream::connect(address)?;
-            connection.set_nodelay(true)?;
+        beside_echo(plan, serve_epoll, |connection| {
             let began = Instant::now();
-            trips(&mut connection, &mut alone, || began.elapsed() < plan.moment)?;
-            plan.beside_history(broker, |reading| {
-                trips(&mut connection, &mut beside, || reading.load(Relaxed))
-            })?;
-            drop(connection);
-            joined(server.join()).map(drop)
+            trips(connection, &mut alone, || began.elapsed() < plan.moment)?;
+            let while_reading = plan.beside_history(broker, |reading| {
+                trips(connection, &mut beside, || reading.load(Relaxed))
+            });
+            while_reading.map(drop)
         })?;
     }
     let [alone_us, beside_us] = [alone, beside].each_ref().map(percentiles_us);

@@ -10,7 +10,6 @@ use longwire_proto::ErrorCode;
 use longwire_proto::data::{self, request_header::Request, response_header};
 use longwire_proto::frame::{self, Frame};
 use longwire_proto::limits::{PROTOCOL_VERSION, REQUEST_FRAME_BYTES_MAX};
-use longwire_storage::Ranges;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -86,14 +85,7 @@ impl Connection {
         slot: OwnedSemaphorePermit,
     ) {
         match head(correlation_id, response, 0) {
-            Some(head) => {
-                self.outbox.push(Response {
-                    head,
-                    ranges: Ranges::new(),
-                    _slot: slot,
-                    _plan: None,
-                });
-            }
+            Some(head) => self.outbox.push(Response::of_head(head, slot)),
             // Nobody would know what became of the request.
             None => self.abort(),
         }

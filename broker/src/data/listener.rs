@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longwire_proto::ErrorCode;
-use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -16,6 +15,7 @@ use super::Plane;
 use super::connection::{self, error_head};
 use crate::broker::StartError;
 use crate::config::Config;
+use crate::descriptors::is_shortage;
 use crate::state::BrokerState;
 use crate::transfer::send_slices;
 
@@ -133,10 +133,4 @@ fn set_options(stream: &TcpStream, config: &Config) -> io::Result<()> {
         socket.set_send_buffer_size(usize::try_from(bytes).unwrap_or(usize::MAX))?;
     }
     Ok(())
-}
-
-/// Whether accepting failed for want of something, which trying again at once cannot change.
-fn is_shortage(error: &io::Error) -> bool {
-    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    Errno::from_io_error(error).is_some_and(|errno| shortages.contains(&errno))
 }

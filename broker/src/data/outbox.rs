@@ -20,6 +20,13 @@ pub(super) struct Response {
     pub(super) _plan: Option<OwnedSemaphorePermit>,
 }
 
+impl Response {
+    /// One without a body.
+    pub(super) fn of_head(head: Bytes, slot: OwnedSemaphorePermit) -> Response {
+        Response { head, ranges: Ranges::new(), _slot: slot, _plan: None }
+    }
+}
+
 /// Bounded by the connection's unanswered requests: each response holds a place among them.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {

@@ -8,7 +8,7 @@ use longwire_proto::data::{self, response_header};
 use longwire_proto::limits::RUNS_PER_PRODUCE_MAX;
 use longwire_proto::name::is_system_topic;
 use longwire_storage::{self as storage, AppendError, Durability, Extents, Queue};
-use longwire_storage::{QueueRun, Ranges, RecordRun, RunError, Topic};
+use longwire_storage::{QueueRun, RecordRun, RunError, Topic};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::{Connection, head};
@@ -210,12 +210,7 @@ impl Answer {
         };
         // Codes say what to do; the texts of hundreds of refusals may not fit.
         match encode(true).or_else(|| encode(false)) {
-            Some(head) => connection.outbox.push(Response {
-                head,
-                ranges: Ranges::new(),
-                _slot: self.slot,
-                _plan: None,
-            }),
+            Some(head) => connection.outbox.push(Response::of_head(head, self.slot)),
             None => connection.abort(),
         }
     }
