@@ -19,9 +19,8 @@ use tokio::time::Instant;
 
 use crate::config::GroupsConfig;
 use crate::state::{Failure, now_ms};
-pub(crate) use assignment::Queues;
-use group::Group;
 pub(crate) use group::{Assigned, MemberId, MemberView};
+use group::{Group, Known};
 
 /// Every group that has members.
 #[derive(Debug, Clone)]
@@ -198,8 +197,14 @@ impl Coordinator {
 
     fn rebalance(&self, name: &Arc<str>, active: &mut Active) {
         let Shared { store, config, .. } = &*self.shared;
-        let queues_of = |topic: &str| store.topic(topic).map_or(0, |topic| topic.config().queues);
-        active.group.rebalance(queues_of, Instant::now(), config.release_timeout);
+        let known = |topic: &str| {
+            let topic = store.topic(topic)?;
+            Some(Known {
+                queues: topic.config().queues,
+                created_position: topic.created_position(),
+            })
+        };
+        active.group.rebalance(known, Instant::now(), config.release_timeout);
         let (generation, members) = (active.group.generation(), active.group.size());
         tracing::debug!(group = &**name, generation, members, "group rebalanced");
         if active.timer.is_none()

@@ -53,6 +53,13 @@ const CHUNKS_AT_ONCE: usize = 64;
 /// A queue that goes to another member is given up when the application asks for the next message,
 /// or after 3 s if it does not; with automatic commit, nothing is repeated in the first case.
 ///
+/// # Deleted topics
+///
+/// A member of a group is told once, by an error with `UNKNOWN_TOPIC`, that a topic it subscribes to has
+/// been deleted. If it is made anew its queues are assigned like those of a new topic. Of queues
+/// that were [assigned](ConsumerBuilder::assign) each gives the error, and stands still. For
+/// [broadcast](ConsumerBuilder::broadcast) each gives it too, and a new topic is found within 10 s.
+///
 /// # Bad records
 ///
 /// Every record is checked against its checksum, its topic, its queue and its offset before it is
@@ -107,7 +114,7 @@ impl Consumer {
         let shared = Arc::new(Shared {
             client,
             config,
-            queues: Mutex::new(Queues::new(mode == Mode::Broadcast)),
+            queues: Mutex::new(Queues::new(mode)),
             member: Mutex::new(None),
             arrived: Notify::new(),
             fetch: Notify::new(),

@@ -267,7 +267,12 @@ mod control_plane {
         let assignment = Assignment {
             member_id: "18bcfe56800-1".into(),
             generation: 8,
-            topics: vec![TopicQueues { topic: "orders".into(), queues: vec![0] }],
+            topics: vec![TopicQueues {
+                topic: "orders".into(),
+                queues: vec![0],
+                created_position: 2048,
+            }],
+            unknown_topics: Vec::new(),
         };
         let released = Released { generation: 8 };
         let join = |request| grpc(&JoinRequest { request: Some(request) });

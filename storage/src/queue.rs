@@ -141,7 +141,8 @@ impl Topic {
         is_system_topic(&self.name)
     }
 
-    pub(crate) fn created_position(&self) -> u64 {
+    /// Where in the log it was created, which tells it from every other topic that had or has its name.
+    pub fn created_position(&self) -> u64 {
         self.created_position
     }
 

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{check_group, session};
-use crate::groups::{MemberId, MemberView, Queues, lag};
+use crate::groups::{Assigned, MemberId, MemberView, lag};
 use crate::state::{BrokerState, Failure};
 
 #[derive(Debug, Clone)]
@@ -86,7 +86,7 @@ fn describe(state: &BrokerState, name: String) -> DescribeGroupResponse {
     let view = state.groups.view(&name);
     let mut owners: BTreeMap<(&Arc<str>, u32), &MemberId> = BTreeMap::new();
     for member in &view.members {
-        for (topic, queues) in &member.queues {
+        for (topic, queues) in &member.assigned.queues {
             owners.extend(queues.iter().map(|&queue| ((topic, queue), &member.id)));
         }
     }
@@ -129,15 +129,16 @@ fn encode_member(member: &MemberView) -> Member {
     Member {
         member_id: member.id.to_string(),
         client_id: member.client_id.clone(),
-        assigned: encode_queues(&member.queues),
+        assigned: encode_queues(&member.assigned),
     }
 }
 
 /// Queues by topic, as every message has them.
-pub(super) fn encode_queues(queues: &Queues) -> Vec<TopicQueues> {
+pub(super) fn encode_queues(assigned: &Assigned) -> Vec<TopicQueues> {
     let encode = |(topic, queues): (&Arc<str>, &BTreeSet<u32>)| TopicQueues {
         topic: topic.to_string(),
         queues: queues.iter().copied().collect(),
+        created_position: assigned.created_positions.get(topic).copied().unwrap_or(0),
     };
-    queues.iter().map(encode).collect()
+    assigned.queues.iter().map(encode).collect()
 }

@@ -85,7 +85,8 @@ fn latest(membership: &mut Membership) -> Assignment {
     Assignment {
         member_id: membership.id().to_string(),
         generation: assigned.generation,
-        topics: encode_queues(&assigned.queues),
+        topics: encode_queues(&assigned),
+        unknown_topics: assigned.unknown_topics.iter().map(|topic| topic.to_string()).collect(),
     }
 }
 

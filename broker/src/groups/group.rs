@@ -24,6 +24,19 @@ pub(crate) struct Assigned {
     pub(crate) generation: u64,
     /// Queues by topic.
     pub(crate) queues: Queues,
+    /// Where each of these topics was created.
+    pub(crate) created_positions: BTreeMap<Arc<str>, u64>,
+    /// Topics it subscribes to that do not exist.
+    pub(crate) unknown_topics: BTreeSet<Arc<str>>,
+}
+
+/// A topic that exists.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    /// How many it has.
+    pub(super) queues: u32,
+    /// Tells it from others that have had its name.
+    pub(super) created_position: u64,
 }
 
 /// A group that has, or just had, members.
@@ -34,6 +47,8 @@ pub(super) struct Group {
     readers: BTreeMap<QueueKey, Reader>,
     /// Queues whose reader has been asked to stop.
     releases: BTreeMap<QueueKey, Release>,
+    /// Topics that are subscribed to and do not exist.
+    unknown_topics: BTreeSet<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -51,6 +66,8 @@ struct Reader {
     member: MemberId,
     /// A commit from before this generation is from an earlier time with the queue.
     since: u64,
+    /// Where the topic was created: what comes later under its name is not what is being read.
+    created_position: u64,
 }
 
 #[derive(Debug)]
@@ -66,7 +83,7 @@ struct Release {
 pub(crate) struct MemberView {
     pub(crate) id: MemberId,
     pub(crate) client_id: String,
-    pub(crate) queues: Queues,
+    pub(crate) assigned: Assigned,
 }
 
 impl Group {
@@ -91,7 +108,7 @@ impl Group {
         let view = |(id, member): (&MemberId, &Member)| MemberView {
             id: Arc::clone(id),
             client_id: member.client_id.clone(),
-            queues: member.assigned.borrow().queues.clone(),
+            assigned: member.assigned.borrow().clone(),
         };
         self.members.iter().map(view).collect()
     }
@@ -126,28 +143,28 @@ impl Group {
 
     /// Plans anew after members, subscriptions or topics changed, and tells whom it concerns.
     ///
-    /// `queues_of` gives the number of a topic's queues, 0 where there is no such topic.
+    /// `known` looks a topic up; `None` where there is none.
     pub(super) fn rebalance(
         &mut self,
-        queues_of: impl Fn(&str) -> u32,
+        known: impl Fn(&str) -> Option<Known>,
         now: Instant,
         release_timeout: Duration,
     ) {
-        let topics: BTreeMap<Arc<str>, u32> = self
-            .topics()
-            .into_iter()
-            .map(|topic| (Arc::clone(&topic), queues_of(&topic)))
-            .collect();
+        let topics = self.topics().into_iter();
+        let topics: BTreeMap<Arc<str>, Known> =
+            topics.filter_map(|topic| known(&topic).map(|known| (topic, known))).collect();
         self.generation += 1;
-        self.plan(&topics);
+        self.plan(&topics.iter().map(|(name, topic)| (Arc::clone(name), topic.queues)).collect());
 
-        let exists = |(topic, queue): &QueueKey| match topics.get(topic) {
-            Some(queues) => queue < queues,
-            // Nobody subscribes to it any more, which does not mean that it is gone.
-            None => *queue < queues_of(topic),
-        };
-        self.readers.retain(|key, _| exists(key));
-        self.releases.retain(|key, _| exists(key));
+        self.readers.retain(|(topic, queue), reader| {
+            // Where nobody subscribes to a topic any more, that does not mean that it is gone.
+            let topic = topics.get(topic).copied().or_else(|| known(topic));
+            topic.is_some_and(|topic| {
+                *queue < topic.queues && topic.created_position == reader.created_position
+            })
+        });
+        let readers = &self.readers;
+        self.releases.retain(|key, _| readers.contains_key(key));
 
         let mut planned: BTreeMap<QueueKey, MemberId> = BTreeMap::new();
         for (id, member) in &self.members {
@@ -168,8 +185,12 @@ impl Group {
             }
         }
         let since = self.generation;
-        self.readers
-            .extend(planned.into_iter().map(|(key, member)| (key, Reader { member, since })));
+        self.readers.extend(planned.into_iter().filter_map(|(key, member)| {
+            let created_position = topics.get(&key.0)?.created_position;
+            Some((key, Reader { member, since, created_position }))
+        }));
+        self.unknown_topics = self.topics();
+        self.unknown_topics.retain(|topic| !topics.contains_key(topic));
         self.tell();
     }
 
@@ -240,7 +261,9 @@ impl Group {
         for key in keys {
             match self.releases.remove(&key).and_then(|release| release.next) {
                 Some(member) => {
-                    self.readers.insert(key, Reader { member, since: self.generation });
+                    if let Some(reader) = self.readers.get_mut(&key) {
+                        (reader.member, reader.since) = (member, self.generation);
+                    }
                 }
                 None => {
                     self.readers.remove(&key);
@@ -254,21 +277,26 @@ impl Group {
     fn tell(&self) {
         for (id, member) in &self.members {
             let mut queues = Queues::new();
+            let mut created_positions = BTreeMap::new();
             for (topic, planned) in &member.plan {
-                let mine = planned.iter().copied().filter(|&queue| {
-                    let key = (Arc::clone(topic), queue);
-                    self.readers.get(&key).is_some_and(|reader| reader.member == *id)
-                });
-                let mine: BTreeSet<u32> = mine.collect();
-                if !mine.is_empty() {
-                    queues.insert(Arc::clone(topic), mine);
+                for &queue in planned {
+                    let reader = self.readers.get(&(Arc::clone(topic), queue));
+                    if let Some(reader) = reader.filter(|reader| reader.member == *id) {
+                        queues.entry(Arc::clone(topic)).or_default().insert(queue);
+                        created_positions.insert(Arc::clone(topic), reader.created_position);
+                    }
                 }
             }
+            let unknown_topics =
+                member.topics.intersection(&self.unknown_topics).cloned().collect();
+            let generation = self.generation;
+            let new = Assigned { generation, queues, created_positions, unknown_topics };
             member.assigned.send_if_modified(|assigned| {
                 // Generation 0 is a member that has been told nothing yet, not even its name.
-                let changed = assigned.generation == 0 || assigned.queues != queues;
+                let changed =
+                    assigned.generation == 0 || new != Assigned { generation, ..assigned.clone() };
                 if changed {
-                    *assigned = Assigned { generation: self.generation, queues };
+                    *assigned = new;
                 }
                 changed
             });
@@ -286,19 +314,24 @@ mod tests {
     struct Scene {
         group: Group,
         now: Instant,
-        queues: BTreeMap<&'static str, u32>,
+        topics: BTreeMap<&'static str, Known>,
         heard: BTreeMap<&'static str, watch::Receiver<Assigned>>,
     }
 
     impl Scene {
         fn new(queues: &[(&'static str, u32)]) -> Scene {
-            let queues = queues.iter().copied().collect();
-            Scene { group: Group::default(), now: Instant::now(), queues, heard: BTreeMap::new() }
+            let (group, now) = (Group::default(), Instant::now());
+            let mut scene = Scene { group, now, topics: BTreeMap::new(), heard: BTreeMap::new() };
+            queues.iter().for_each(|&(topic, queues)| scene.set(topic, queues, 0));
+            scene
+        }
+
+        fn set(&mut self, topic: &'static str, queues: u32, created_position: u64) {
+            self.topics.insert(topic, Known { queues, created_position });
         }
 
         fn rebalance(&mut self) {
-            let queues = &self.queues;
-            self.group.rebalance(|t| queues.get(t).copied().unwrap_or(0), self.now, TIMEOUT);
+            self.group.rebalance(|t| self.topics.get(t).copied(), self.now, TIMEOUT);
         }
 
         fn join(&mut self, id: &'static str, topics: &[&str]) {
@@ -411,16 +444,44 @@ mod tests {
     fn added_queues_new_topics_and_deleted_topics_change_assignments() {
         let mut scene = Scene::new(&[("t", 1)]);
         scene.join("a", &["t", "u"]);
-        scene.queues.insert("t", 3);
+        scene.set("t", 3, 0);
         scene.rebalance();
         assert_eq!(scene.queues("a", "t"), [0, 1, 2]);
-        scene.queues.insert("u", 1);
+        scene.set("u", 1, 0);
         scene.rebalance();
         assert_eq!(scene.queues("a", "u"), [0]);
-        scene.queues.remove("t");
+        scene.topics.remove("t");
         scene.rebalance();
         assert_eq!(scene.queues("a", "t"), [0; 0]);
+        assert_eq!(scene.assigned("a").unknown_topics, BTreeSet::from(["t".into()]));
         assert_eq!(scene.commit("a", u64::MAX, 0), Err(ErrorCode::NotOwner));
+    }
+
+    #[test]
+    fn a_topic_made_anew_is_assigned_anew_even_where_its_queues_look_the_same() {
+        let mut scene = Scene::new(&[("t", 2)]);
+        scene.join("a", &["t"]);
+        let before = scene.assigned("a");
+        scene.set("t", 2, 4096);
+        scene.rebalance();
+        let after = scene.assigned("a");
+        assert_eq!(after.queues, before.queues);
+        assert_eq!(after.created_positions["t"], 4096);
+        let late = scene.commit("a", before.generation, 1);
+        assert_eq!(late, Err(ErrorCode::NotOwner), "it was for the topic before");
+        assert_eq!(scene.commit("a", after.generation, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_queue_of_a_topic_made_anew_waits_for_nobody_to_release_it() {
+        let mut scene = Scene::new(&[("t", 2)]);
+        scene.join("a", &["t"]);
+        scene.join("b", &["t"]);
+        assert_eq!(scene.queues("b", "t"), [0; 0]);
+        scene.set("t", 2, 4096);
+        scene.rebalance();
+        assert_eq!([scene.queues("a", "t"), scene.queues("b", "t")], [[0], [1]]);
+        assert_eq!(scene.group.next_deadline(), None);
     }
 
     #[test]

@@ -59,10 +59,11 @@ pub(super) struct Config {
 }
 
 /// Where a consumer's queues come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Mode {
     Member,
     Broadcast,
+    #[default]
     Assigned,
 }
 

@@ -1,11 +1,12 @@
 //! Being a member of a group.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use longwire_proto::ErrorCode;
 use longwire_proto::control::{
-    Assignment, JoinRequest, Released, Subscribe, join_request::Request,
+    Assignment, JoinRequest, Released, Subscribe, TopicQueues, join_request::Request,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -74,6 +75,7 @@ async fn session(
         () = shared.closing.cancelled() => return Ok(()),
     };
     let mut assignments = answer.map_err(|s| Error::from_status(&what, &s))?.into_inner();
+    let mut last = Assignment::default();
     loop {
         let message = tokio::select! {
             message = assignments.message() => message,
@@ -89,7 +91,7 @@ async fn session(
                 format!("{what}: the broker ended the membership"),
             )
         })?;
-        take_on(shared, assignment, &requests).await?;
+        take_on(shared, assignment, &mut last, &requests).await?;
         backoff.reset();
         if let Some(joined) = joined.take() {
             let _ = joined.send(Ok(()));
@@ -114,11 +116,16 @@ async fn leave(mut assignments: Streaming<Assignment>) {
 async fn take_on(
     shared: &Shared,
     assignment: Assignment,
+    last: &mut Assignment,
     requests: &mpsc::Sender<JoinRequest>,
 ) -> Result<(), Error> {
     let generation = assignment.generation;
     let assigned: HashSet<TopicQueue> = topic_queues(&assignment.topics).into_iter().collect();
-    *shared.member.lock() = Some(Member { id: assignment.member_id, generation });
+    // Before the new generation is known: with that, what there is to commit for a topic that is gone
+    // would be committed for the one that has its name now.
+    drop_gone(shared, last, &assignment);
+    *shared.member.lock() = Some(Member { id: assignment.member_id.clone(), generation });
+    *last = assignment;
 
     shared.queues.lock().give_up(|queue| assigned.contains(queue));
     // What they held may have kept other queues from being fetched.
@@ -147,6 +154,32 @@ async fn take_on(
     }
     shared.assign(shared.starts(gained, shared.config.start_at).await?);
     Ok(())
+}
+
+/// Forgets the queues of topics that have been deleted since the last assignment, also where others
+/// have their names now, and tells the application.
+fn drop_gone(shared: &Shared, last: &Assignment, now: &Assignment) {
+    let unknown = now.unknown_topics.iter().filter(|topic| !last.unknown_topics.contains(topic));
+    let created: HashMap<&str, u64> =
+        last.topics.iter().map(|t| (&*t.topic, t.created_position)).collect();
+    let is_other = |t: &&TopicQueues| {
+        created.get(&*t.topic).is_some_and(|position| *position != t.created_position)
+    };
+    let remade = now.topics.iter().filter(is_other).map(|t| &t.topic);
+    let unknown = unknown.map(|topic| (&**topic, "has been deleted"));
+    let gone: HashMap<&str, &str> =
+        remade.map(|topic| (&**topic, "has been deleted and made anew")).chain(unknown).collect();
+    if gone.is_empty() {
+        return;
+    }
+    let mut queues = shared.queues.lock();
+    queues.forget_topics(|topic| gone.contains_key(topic));
+    for (topic, what) in gone {
+        let message = format!("topic {topic:?} {what}");
+        queues.report(Error::refused(ErrorCode::UnknownTopic.number(), message));
+    }
+    drop(queues);
+    shared.arrived.notify_one();
 }
 
 /// Waits until the application asks for more, and so is done with what it has of lost queues. Then

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use super::builder::Mode;
 use super::chunk::{Chunk, Source};
 use crate::message::{QueueOffset, TopicQueue};
 use crate::{Error, ErrorKind};
@@ -87,8 +88,7 @@ pub(super) struct Queues {
     /// A fetch is held back until no more than this is buffered or reserved.
     pub(super) starved: Option<usize>,
     errors: VecDeque<Error>,
-    /// A queue that is gone is forgotten: one that has its name later is another.
-    forgets_gone: bool,
+    mode: Mode,
     /// Something may have to be committed.
     dirty: bool,
 }
@@ -140,8 +140,8 @@ pub(super) struct Start {
 }
 
 impl Queues {
-    pub(super) fn new(forgets_gone: bool) -> Queues {
-        Queues { forgets_gone, ..Queues::default() }
+    pub(super) fn new(mode: Mode) -> Queues {
+        Queues { mode, ..Queues::default() }
     }
 
     fn new_epoch(&mut self) -> u64 {
@@ -297,12 +297,30 @@ impl Queues {
 
     /// The broker does not know a queue any more, as `why` says.
     pub(super) fn gone(&mut self, id: QueueId, why: Error) {
-        self.halt(id, why);
-        if self.forgets_gone
-            && let Some(state) = self.states.remove(&id)
-        {
-            self.ids.remove(&state.source.name);
+        match self.mode {
+            Mode::Assigned => self.halt(id, why),
+            // What has its name later is another queue.
+            Mode::Broadcast => {
+                self.halt(id, why);
+                if let Some(state) = self.states.remove(&id) {
+                    self.ids.remove(&state.source.name);
+                }
+            }
+            // The group says so too, once for all queues, and what to read instead.
+            Mode::Member => {
+                tracing::debug!(%why, "a queue is left alone until the group assigns anew");
+                if let Some(state) = self.detach(id) {
+                    state.halted = true;
+                }
+            }
         }
+    }
+
+    /// Forgets every queue of these topics, of which nothing is left to be read or committed.
+    pub(super) fn forget_topics(&mut self, gone: impl Fn(&str) -> bool) {
+        self.give_up(|queue| !gone(&queue.topic));
+        self.forget();
+        self.unsaved.retain(|queue, _| !gone(&queue.topic));
     }
 
     /// Leaves an error for the application.

@@ -2,5 +2,6 @@
 #![allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::unwrap_used)]
 
 mod consumer;
+mod member;
 mod mock;
 mod producer;

@@ -167,6 +167,7 @@ impl State {
 
 /// An assignment of queues of one topic.
 pub fn assignment(generation: u64, topic: &str, queues: &[u32]) -> wire::Assignment {
-    let topics = vec![wire::TopicQueues { topic: topic.into(), queues: queues.to_vec() }];
-    wire::Assignment { member_id: "me".into(), generation, topics }
+    let queues = queues.to_vec();
+    let topics = vec![wire::TopicQueues { topic: topic.into(), queues, created_position: 0 }];
+    wire::Assignment { member_id: "me".into(), generation, topics, ..Default::default() }
 }

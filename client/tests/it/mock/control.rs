@@ -188,9 +188,15 @@ impl group::GroupService for Control {
             let queues = |topic: String| wire::TopicQueues {
                 queues: (0..topics[&topic].len() as u32).collect(),
                 topic,
+                created_position: 0,
             };
             let topics = subscribe.topics.into_iter().map(queues).collect();
-            let all = wire::Assignment { member_id: "me".into(), generation: 1, topics };
+            let all = wire::Assignment {
+                member_id: "me".into(),
+                generation: 1,
+                topics,
+                ..Default::default()
+            };
             assign.try_send(Ok(all)).unwrap();
             // Keeps the stream open for as long as the member does.
             tokio::spawn(async move {
