@@ -24,6 +24,7 @@ mod outbox;
 mod parked;
 mod produce;
 mod reader;
+mod sessions;
 mod writer;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::transfer::IoPool;
 pub(crate) use listener::{bind, serve};
 
 use budget::Budget;
+use sessions::Sessions;
 
 /// How many appends may wait on a thread for the next segment; further ones queue.
 const ROLL_WAITS_MAX: usize = 4;
@@ -53,6 +55,7 @@ struct Plane {
     parked: Arc<Semaphore>,
     /// Threads that may wait for the next segment.
     rolls: Semaphore,
+    sessions: Sessions,
 }
 
 impl Plane {
@@ -64,6 +67,7 @@ impl Plane {
             budget: Budget::new(limits.request_memory_bytes),
             parked: Arc::new(Semaphore::new(parked.min(Semaphore::MAX_PERMITS))),
             rolls: Semaphore::new(ROLL_WAITS_MAX),
+            sessions: Sessions::default(),
             state,
         }
     }

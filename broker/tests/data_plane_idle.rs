@@ -19,7 +19,8 @@ fn idle_connections_and_parked_fetches_cost_a_few_kilobytes_and_no_wake_ups() {
     let broker = runtime.block_on(Broker::start(Config::ephemeral(dir.path()))).unwrap();
     let connect = || {
         let mut stream = TcpStream::connect(broker.data_addr()).unwrap();
-        let hello = HelloRequest { protocol_version: 1, client_id: "idle".into() };
+        let hello =
+            HelloRequest { protocol_version: 1, client_id: "idle".into(), session: Vec::new() };
         call(&mut stream, Request::Hello(hello), &[]);
         stream
     };

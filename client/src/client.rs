@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::admin::Admin;
-use crate::connection::Connection;
+use crate::connection::{Connection, Session};
 use crate::consumer::ConsumerBuilder;
 use crate::control::Control;
 use crate::producer::ProducerBuilder;
@@ -71,17 +71,18 @@ impl Client {
     }
 
     /// Opens a data connection. If none can be had, the broker is asked whether its data plane moved.
-    pub(crate) async fn open_connection(&self) -> Result<Connection, Error> {
+    pub(crate) async fn open_connection(&self, session: &Session) -> Result<Connection, Error> {
         let Core { control, data_address, client_id, connect_timeout } = &*self.core;
         let known = data_address.lock().clone();
-        let unreachable = match Connection::open(&known, client_id, *connect_timeout).await {
+        let unreachable = match Connection::open(&known, client_id, session, *connect_timeout).await
+        {
             Err(error) if error.kind() == ErrorKind::Unreachable => error,
             opened => return opened,
         };
         match control.data_address().await {
             Ok(current) if current != known => {
                 data_address.lock().clone_from(&current);
-                Connection::open(&current, client_id, *connect_timeout).await
+                Connection::open(&current, client_id, session, *connect_timeout).await
             }
             _ => Err(unreachable),
         }

@@ -9,6 +9,7 @@ mod progress;
 mod reader;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -42,6 +43,30 @@ pub(crate) struct Answer {
 /// tells by [`Error::outcome_unknown`] whether the broker may have acted on the request.
 pub(crate) trait Reply: Send {
     fn complete(self: Box<Self>, answer: Result<Answer, Error>);
+}
+
+/// Connections that replace each other: the broker reads nothing more of one once it has answered the
+/// hello of the next. So what is sent again over that one comes after all that was sent before.
+#[derive(Debug)]
+pub(crate) struct Session {
+    name: Box<[u8]>,
+}
+
+impl Session {
+    /// One that nobody else has.
+    pub(crate) fn new() -> Session {
+        Session { name: [random(), random()].concat().into() }
+    }
+
+    /// For a connection that stands alone.
+    pub(crate) fn none() -> Session {
+        Session { name: Box::default() }
+    }
+}
+
+/// What a new RandomState hashes nothing to: randomness without a dependency.
+fn random() -> [u8; 8] {
+    RandomState::new().build_hasher().finish().to_be_bytes()
 }
 
 /// A connection that has said hello. Dropping it closes it and fails what is unanswered.
@@ -78,9 +103,10 @@ impl Connection {
     pub(crate) async fn open(
         address: &str,
         client_id: &str,
+        session: &Session,
         timeout: Duration,
     ) -> Result<Connection, Error> {
-        match tokio::time::timeout(timeout, Connection::dial(address, client_id)).await {
+        match tokio::time::timeout(timeout, Connection::dial(address, client_id, session)).await {
             Ok(opened) => opened,
             Err(_) => {
                 let message = format!("no hello from the data plane at {address} in {timeout:?}");
@@ -89,7 +115,7 @@ impl Connection {
         }
     }
 
-    async fn dial(address: &str, client_id: &str) -> Result<Connection, Error> {
+    async fn dial(address: &str, client_id: &str, session: &Session) -> Result<Connection, Error> {
         let unreachable = |error: std::io::Error| {
             let message = format!("cannot reach the broker's data plane at {address}: {error}");
             Error::new(ErrorKind::Unreachable, message)
@@ -105,6 +131,7 @@ impl Connection {
         let hello = Request::Hello(HelloRequest {
             protocol_version: limits::PROTOCOL_VERSION,
             client_id: client_id.to_owned(),
+            session: session.name.to_vec(),
         });
         let header = RequestHeader { correlation_id: 1, request: Some(hello) };
         let head = frame::head(&header, 0).map_err(|error| Error::invalid(error.to_string()))?;

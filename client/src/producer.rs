@@ -30,7 +30,7 @@ pub use builder::ProducerBuilder;
 pub use delivery::Delivery;
 
 use crate::client::Client;
-use crate::connection::Connection;
+use crate::connection::{Connection, Session};
 use crate::message::{Message, Receipt};
 use crate::{Error, ErrorKind};
 use arena::Arena;
@@ -80,6 +80,8 @@ struct Handle {
 struct Shared {
     client: Client,
     config: Config,
+    /// Of all its connections, one after the other.
+    session: Session,
     topics: Topics,
     schedule: Schedule,
     spares: Spares,
@@ -112,8 +114,9 @@ struct Origin {
 }
 
 impl Producer {
-    fn start(client: Client, config: Config, connection: Connection) -> Producer {
+    fn start(client: Client, config: Config, session: Session, connection: Connection) -> Producer {
         let shared = Arc::new(Shared {
+            session,
             buffer: Semaphore::new(config.buffer_bytes_max),
             waiting: AtomicUsize::new(0),
             spares: Spares::default(),

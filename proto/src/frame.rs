@@ -156,7 +156,8 @@ mod tests {
     use crate::data::{HelloRequest, RequestHeader, request_header::Request};
 
     fn hello() -> RequestHeader {
-        let request = HelloRequest { protocol_version: 1, client_id: "c".into() };
+        let request =
+            HelloRequest { protocol_version: 1, client_id: "c".into(), session: Vec::new() };
         RequestHeader { correlation_id: 9, request: Some(Request::Hello(request)) }
     }
 

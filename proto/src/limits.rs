@@ -47,6 +47,9 @@ pub const TAGS_PER_FETCH_MAX: usize = 256;
 /// Longest time a fetch stays parked, in milliseconds, whatever it asks for.
 pub const FETCH_WAIT_MS_MAX: u32 = 60_000;
 
+/// Longest name of a session of data connections, in bytes.
+pub const SESSION_BYTES_MAX: usize = 64;
+
 /// The data-plane version this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -82,7 +82,8 @@ fn stored_record() -> Vec<u8> {
 }
 
 fn hellos() -> [(&'static str, Vec<u8>); 2] {
-    let asked = HelloRequest { protocol_version: 1, client_id: "worker-1".into() };
+    let asked =
+        HelloRequest { protocol_version: 1, client_id: "worker-1".into(), session: Vec::new() };
     let answered = HelloResponse {
         protocol_version: limits::PROTOCOL_VERSION,
         broker_version: "0.1.0".into(),
@@ -232,6 +233,7 @@ fn the_limits_on_the_page_are_the_limits_of_the_code() {
         ("record", limits::RECORD_BYTES_MAX),
         ("body of a record", limits::BODY_BYTES_MAX),
         ("properties of a record", limits::PROPERTIES_BYTES_MAX),
+        ("session", limits::SESSION_BYTES_MAX),
         ("topic name", limits::TOPIC_BYTES_MAX),
         ("group name", limits::GROUP_BYTES_MAX),
         ("queues of a topic", limits::QUEUES_PER_TOPIC_MAX as usize),

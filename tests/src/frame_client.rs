@@ -140,7 +140,11 @@ impl FrameClient {
 
 /// The first request of a connection.
 pub fn hello() -> Request {
-    Request::Hello(data::HelloRequest { protocol_version: 1, client_id: "suite".into() })
+    Request::Hello(data::HelloRequest {
+        protocol_version: 1,
+        client_id: "suite".into(),
+        session: Vec::new(),
+    })
 }
 
 /// A fetch of queues of one topic, each from an offset on.

@@ -51,7 +51,8 @@ fn record(draft: &RecordDraft<'_>) -> io::Result<Vec<u8>> {
 }
 
 fn frames(dir: &Path) -> io::Result<()> {
-    let hello = HelloRequest { protocol_version: 1, client_id: "client".into() };
+    let hello =
+        HelloRequest { protocol_version: 1, client_id: "client".into(), session: Vec::new() };
     let hello = request(Request::Hello(hello), b"")?;
     let queues = vec![FetchQueue { queue: 3, offset: 9, max_bytes: 1 << 20 }];
     let topics = vec![FetchTopic { topic: "orders".into(), tag_hashes: vec![-1, 2], queues }];

@@ -156,6 +156,7 @@ impl Connection {
         let hello = data::HelloRequest {
             protocol_version: PROTOCOL_VERSION,
             client_id: "fetch benchmark".into(),
+            session: Vec::new(),
         };
         stream.write_all(&encode(1, Request::Hello(hello))?)?;
         let mut prefix = [0; frame::PREFIX_BYTES];

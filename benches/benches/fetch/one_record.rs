@@ -49,7 +49,11 @@ impl Connection {
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let mut connection = Connection { stream, next_id: 1, buffer: Vec::new() };
         let client_id = "fetch benchmark".into();
-        let hello = data::HelloRequest { protocol_version: PROTOCOL_VERSION, client_id };
+        let hello = data::HelloRequest {
+            protocol_version: PROTOCOL_VERSION,
+            client_id,
+            session: Vec::new(),
+        };
         connection.send(Request::Hello(hello), &[])?;
         connection.receive()?;
         Ok(connection)

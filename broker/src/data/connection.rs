@@ -2,14 +2,14 @@
 
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
 use longwire_proto::ErrorCode;
 use longwire_proto::data::{self, request_header::Request, response_header};
 use longwire_proto::frame::{self, Frame};
-use longwire_proto::limits::{PROTOCOL_VERSION, REQUEST_FRAME_BYTES_MAX};
+use longwire_proto::limits::{PROTOCOL_VERSION, REQUEST_FRAME_BYTES_MAX, SESSION_BYTES_MAX};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::acks::Acks;
 use super::outbox::{Outbox, Response};
 use super::reader::FrameReader;
+use super::sessions::{self, Entered};
 use super::{Plane, Refusal, fetch, produce, writer};
 use crate::transfer::Kept;
 
@@ -51,6 +52,8 @@ pub(super) struct Connection {
     pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
     pub(super) ended: CancellationToken,
+    /// Nothing more is written, so nothing more is to be done of what has been read.
+    aborted: AtomicBool,
 }
 
 /// Why reading from a connection ended.
@@ -72,6 +75,7 @@ impl Connection {
 
     /// Ends the connection at once. Nothing that waits is written, nothing more is read.
     pub(super) fn abort(&self) {
+        self.aborted.store(true, Relaxed);
         self.outbox.close();
         self.ended.cancel();
         let _ = SockRef::from(self.stream()).shutdown(Shutdown::Both);
@@ -142,6 +146,7 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
         fetches: AtomicU64::new(0),
         kept: Kept::default(),
         ended: plane.state.shutdown.child_token(),
+        aborted: AtomicBool::new(false),
     });
     let charge = plane.budget.charge(peer);
     let mut reader = FrameReader::new(read, charge, connection.ended.clone());
@@ -151,28 +156,32 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
 
 async fn converse(connection: &Arc<Connection>, reader: &mut FrameReader) -> End {
     let hello_timeout = connection.plane.state.config.limits.hello_timeout;
-    match timeout(hello_timeout, greet(connection, reader)).await {
-        Ok(Ok(())) => {}
+    let _entered = match timeout(hello_timeout, greet(connection, reader)).await {
+        Ok(Ok(entered)) => entered,
         Ok(Err(end)) => return end,
         Err(_) => {
             let message = format!("no hello within {hello_timeout:?}");
             return End::Protocol(Refusal::new(ErrorCode::Timeout, message));
         }
-    }
+    };
     loop {
         let next = async {
             let slot = connection.slot().await?;
             Ok((slot, reader.next(connection).await?))
         };
         match next.await {
+            Ok(_) if connection.aborted.load(Relaxed) => return End::Closed,
             Ok((slot, frame)) => dispatch(connection, frame, slot).await,
             Err(end) => return end,
         }
     }
 }
 
-/// Reads the hello and answers it.
-async fn greet(connection: &Arc<Connection>, reader: &mut FrameReader) -> Result<(), End> {
+/// Reads the hello and answers it. Gives the connection's place in its session, if it has one.
+async fn greet(
+    connection: &Arc<Connection>,
+    reader: &mut FrameReader,
+) -> Result<Option<Entered>, End> {
     let slot = connection.slot().await?;
     let header = reader.next(connection).await?.header;
     let Some(Request::Hello(hello)) = header.request else {
@@ -186,6 +195,14 @@ async fn greet(connection: &Arc<Connection>, reader: &mut FrameReader) -> Result
         connection.refuse(header.correlation_id, refusal, slot);
         return Err(End::Closed);
     }
+    if hello.session.len() > SESSION_BYTES_MAX {
+        let message = format!("a session has more than {SESSION_BYTES_MAX} bytes");
+        return Err(End::Protocol(Refusal::new(ErrorCode::InvalidRequest, message)));
+    }
+    let entered = match hello.session {
+        session if session.is_empty() => None,
+        session => Some(sessions::enter(connection, session).await?),
+    };
     tracing::debug!(peer = %connection.peer, client = hello.client_id, "a client has connected");
     let state = &connection.plane.state;
     let answer = data::HelloResponse {
@@ -196,7 +213,7 @@ async fn greet(connection: &Arc<Connection>, reader: &mut FrameReader) -> Result
         store_host_ipv6: state.store_host.is_ipv6(),
     };
     connection.answer(header.correlation_id, response_header::Response::Hello(answer), slot);
-    Ok(())
+    Ok(entered)
 }
 
 async fn dispatch(

@@ -24,8 +24,13 @@ pub(crate) struct Client {
 impl Client {
     /// A connection that has said hello.
     pub(crate) fn connect(addr: SocketAddr) -> Client {
+        Client::connect_in(addr, b"")
+    }
+
+    /// A connection of a session.
+    pub(crate) fn connect_in(addr: SocketAddr, session: &[u8]) -> Client {
         let mut client = Client::connect_silently(addr);
-        let hello = client.call(hello(1), &[]);
+        let hello = client.call(hello(1, session), &[]);
         assert!(matches!(hello, Response::Hello(_)), "{hello:?}");
         client
     }
@@ -175,8 +180,9 @@ impl Client {
     }
 }
 
-pub(crate) fn hello(protocol_version: u32) -> Request {
-    Request::Hello(data::HelloRequest { protocol_version, client_id: "test".into() })
+pub(crate) fn hello(protocol_version: u32, session: &[u8]) -> Request {
+    let session = session.to_vec();
+    Request::Hello(data::HelloRequest { protocol_version, client_id: "test".into(), session })
 }
 
 pub(crate) fn produce(

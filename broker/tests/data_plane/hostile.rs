@@ -164,7 +164,7 @@ fn a_client_that_says_no_hello_is_told_and_closed() {
     let mut silent = Client::connect_silently(broker.addr());
     assert_eq!(silent.error_and_close(), ErrorCode::Timeout);
     let mut slow = Client::connect_silently(broker.addr());
-    slow.stream.write_all(&encode(1, hello(1), &[])[..5]).unwrap();
+    slow.stream.write_all(&encode(1, hello(1, b""), &[])[..5]).unwrap();
     assert_eq!(slow.error_and_close(), ErrorCode::Timeout);
 }
 

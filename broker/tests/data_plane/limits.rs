@@ -22,7 +22,7 @@ fn a_connection_too_many_is_told_so_and_there_is_room_again_later() {
     // The broker notices a moment later.
     loop {
         let mut next = Client::connect_silently(broker.addr());
-        next.send(crate::client::hello(1), &[]);
+        next.send(crate::client::hello(1, b""), &[]);
         match next.receive() {
             Some((_, Response::Hello(_), _)) => break,
             Some((_, Response::Error(error), _)) => {

@@ -7,6 +7,7 @@ mod fetch;
 mod hostile;
 mod limits;
 mod produce;
+mod sessions;
 mod slow_frames;
 mod transfer;
 

@@ -17,7 +17,7 @@ use crate::client::{Client, fetch, hello, noise, produce, records, split};
 fn hello_tells_the_limits() {
     let broker = TestBroker::start();
     let mut client = Client::connect_silently(broker.addr());
-    let Response::Hello(answer) = client.call(hello(1), &[]) else { panic!("no hello") };
+    let Response::Hello(answer) = client.call(hello(1, b""), &[]) else { panic!("no hello") };
     assert_eq!(answer.protocol_version, 1);
     assert_eq!(answer.max_frame_bytes as usize, REQUEST_FRAME_BYTES_MAX);
     assert!(answer.max_in_flight > 0);
@@ -29,7 +29,7 @@ fn hello_tells_the_limits() {
 fn another_protocol_version_is_refused_and_the_connection_closed() {
     let broker = TestBroker::start();
     let mut client = Client::connect_silently(broker.addr());
-    let id = client.send(hello(2), &[]);
+    let id = client.send(hello(2, b""), &[]);
     assert_eq!(client.error(id), ErrorCode::UnsupportedVersion);
     assert!(client.receive().is_none());
 }
@@ -188,7 +188,7 @@ fn a_request_that_contradicts_itself_is_refused_and_the_connection_goes_on() {
     let request = ProduceRequest { durability: 17, runs: vec![run] };
     let id = client.send(Request::Produce(request), &[]);
     assert_eq!(client.error(id), ErrorCode::InvalidRequest);
-    let id = client.send(hello(1), &[]);
+    let id = client.send(hello(1, b""), &[]);
     assert_eq!(client.error(id), ErrorCode::InvalidRequest);
     assert_eq!(client.produce_bodies("t", 0, &["x"]), 0);
 }

@@ -20,7 +20,8 @@ async fn connected() -> (Connection, TcpStream) {
         stream.write_all(&answer(1, Response::Hello(hello), 0)).await.unwrap();
         stream
     };
-    let opening = Connection::open(&address, "test", Duration::from_secs(10));
+    let alone = Session::none();
+    let opening = Connection::open(&address, "test", &alone, Duration::from_secs(10));
     let (connection, broker) = tokio::join!(opening, broker);
     (connection.unwrap(), broker)
 }

@@ -8,7 +8,7 @@ use longwire_proto::data::{request_header::Request, response_header::Response};
 use super::Shared;
 use super::prefetch::{FETCH_WAIT_MS, FetchLimits, Next, Plan};
 use crate::backoff::Backoff;
-use crate::connection::{Answer, Connection, Reply};
+use crate::connection::{Answer, Connection, Reply, Session};
 use crate::{Error, ErrorKind};
 
 /// A broker that keeps a fetch so much longer than asked for, and sends nothing else meanwhile, is
@@ -89,7 +89,7 @@ fn fetch(shared: &Arc<Shared>, connection: &Connection) {
 async fn reconnect(shared: &Shared) -> Option<Connection> {
     let mut backoff = Backoff::default();
     while !shared.closing.is_cancelled() {
-        match shared.client.open_connection().await {
+        match shared.client.open_connection(&Session::none()).await {
             Ok(connection) => return Some(connection),
             Err(error) => {
                 let pause = backoff.next();

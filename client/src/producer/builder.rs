@@ -8,6 +8,7 @@ use super::Producer;
 use crate::Error;
 use crate::client::Client;
 use crate::compression::Compression;
+use crate::connection::Session;
 use crate::message::Durability;
 
 /// Longer durations are taken for this one, so that they can be added to any time.
@@ -113,7 +114,8 @@ impl ProducerBuilder {
         if config.delivery_timeout.is_zero() {
             return Err(Error::invalid("a delivery timeout of 0 delivers nothing"));
         }
-        let connection = self.client.open_connection().await?;
-        Ok(Producer::start(self.client, self.config, connection))
+        let session = Session::new();
+        let connection = self.client.open_connection(&session).await?;
+        Ok(Producer::start(self.client, self.config, session, connection))
     }
 }

@@ -113,7 +113,7 @@ fn send(
 async fn reconnect(shared: &Arc<Shared>) -> Option<Connection> {
     let mut backoff = Backoff::default();
     loop {
-        let error = match shared.client.open_connection().await {
+        let error = match shared.client.open_connection(&shared.session).await {
             Ok(connection) => {
                 shared.meet(&connection);
                 return Some(connection);

@@ -98,7 +98,11 @@ fn the_order_and_version_of_a_conversation_are_kept() {
     let address = scene.broker.addresses().data;
     let mut other = FrameClient::connect_silently(address).unwrap();
     let version = PROTOCOL_VERSION + 1;
-    let request = data::HelloRequest { protocol_version: version, client_id: "new".into() };
+    let request = data::HelloRequest {
+        protocol_version: version,
+        client_id: "new".into(),
+        session: Vec::new(),
+    };
     match other.call(Request::Hello(request), &[]) {
         Response::Error(error) => assert_eq!(error.code, ErrorCode::UnsupportedVersion.number()),
         answer => panic!("{answer:?}"),
