@@ -31,8 +31,10 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
     let mut joined = Some(joined);
     let mut backoff = Backoff::default();
     let mut told = None;
+    // Topics can be made anew while there is no membership.
+    let mut last = Assignment::default();
     while !shared.closing.is_cancelled() {
-        let error = match session(&shared, &mut joined, &mut backoff).await {
+        let error = match session(&shared, &mut joined, &mut last, &mut backoff).await {
             Ok(()) => return,
             Err(error) => error,
         };
@@ -58,6 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
 async fn session(
     shared: &Shared,
     joined: &mut Option<oneshot::Sender<Result<(), Error>>>,
+    last: &mut Assignment,
     backoff: &mut Backoff,
 ) -> Result<(), Error> {
     let group = shared.config.group.clone().unwrap_or_default();
@@ -75,7 +78,6 @@ async fn session(
         () = shared.closing.cancelled() => return Ok(()),
     };
     let mut assignments = answer.map_err(|s| Error::from_status(&what, &s))?.into_inner();
-    let mut last = Assignment::default();
     loop {
         let message = tokio::select! {
             message = assignments.message() => message,
@@ -91,7 +93,7 @@ async fn session(
                 format!("{what}: the broker ended the membership"),
             )
         })?;
-        take_on(shared, assignment, &mut last, &requests).await?;
+        take_on(shared, assignment, last, &requests).await?;
         backoff.reset();
         if let Some(joined) = joined.take() {
             let _ = joined.send(Ok(()));

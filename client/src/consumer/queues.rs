@@ -321,6 +321,7 @@ impl Queues {
         self.give_up(|queue| !gone(&queue.topic));
         self.forget();
         self.unsaved.retain(|queue, _| !gone(&queue.topic));
+        self.memory.forget(gone);
     }
 
     /// Leaves an error for the application.

@@ -290,6 +290,28 @@ async fn a_topic_made_anew_is_read_from_its_beginning_also_where_its_queues_look
 }
 
 #[tokio::test]
+async fn a_topic_made_anew_while_there_was_no_membership_is_read_from_its_beginning() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"old", b"older"]);
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all()).auto_commit(None);
+    let (mut consumer, member) = joined(consumer, &mut members).await;
+    assert_eq!(receive(&mut consumer, 2).await, ["old", "older"]);
+    drop(member);
+    let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    mock.delete("t");
+    mock.state.topics.lock().insert("t".into(), vec![Vec::new()]);
+    mock.store("t", 0, &[b"0", b"1", b"2"]);
+    let mut remade = assignment(1, "t", &[0]);
+    remade.topics[0].created_position = 4096;
+    again.assign.send(Ok(remade)).await.unwrap();
+    let error = timeout(SOON, consumer.recv()).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
+    assert_eq!(receive(&mut consumer, 3).await, ["0", "1", "2"]);
+}
+
+#[tokio::test]
 async fn a_member_is_told_once_that_a_topic_has_been_deleted() {
     let mock = Mock::start(&[("t", 2)]).await;
     let mut members = mock.members();

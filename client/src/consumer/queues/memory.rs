@@ -30,6 +30,13 @@ pub(in crate::consumer) struct Position {
     pub(super) asked: u64,
 }
 
+impl Memory {
+    /// Topics that are gone have nothing to come back to.
+    pub(super) fn forget(&mut self, gone: impl Fn(&str) -> bool) {
+        self.positions.retain(|queue, _| !gone(&queue.topic));
+    }
+}
+
 impl Position {
     fn of(state: &QueueState, asked: u64) -> Position {
         let &QueueState { begin, handed, done, committed, touched, begun, repeats, .. } = state;
