@@ -103,6 +103,8 @@ struct Shared {
     failure: Mutex<Option<Error>>,
     /// Why there is no connection, when that makes batches expire.
     unreachable: Mutex<Option<Error>>,
+    /// When the log was last told that batches are sent again.
+    told_of_retry: Mutex<Option<Instant>>,
 }
 
 /// What records say of where they come from, and how large they may be; from the last hello.
@@ -133,6 +135,7 @@ impl Producer {
             closed: AtomicBool::new(false),
             failure: Mutex::new(None),
             unreachable: Mutex::new(None),
+            told_of_retry: Mutex::new(None),
         });
         tokio::spawn(sender::run(shared.clone(), connection));
         Producer { handle: Arc::new(Handle { shared }) }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use longwire_proto::ErrorCode;
@@ -24,6 +24,8 @@ use crate::{Error, ErrorKind};
 const FRAME_BYTES_GOAL: usize = 1024 * 1024;
 /// What a run takes in the header beside its topic, at most.
 const RUN_HEADER_BYTES: usize = 24;
+/// How often the log is told that batches are sent again.
+const RETRY_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A produce request.
 pub(super) struct Frame {
@@ -162,6 +164,19 @@ fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: Pro
     }
 }
 
+/// Tells now and then, and not of each batch, why they are not acknowledged.
+fn tell_of_retry(shared: &Shared, lane: &Lane, error: &Error) {
+    let now = Instant::now();
+    let mut told = shared.told_of_retry.lock();
+    if told.is_none_or(|at| now - at >= RETRY_TOLD_INTERVAL) {
+        *told = Some(now);
+        drop(told);
+        let give_up_after = shared.config.delivery_timeout;
+        tracing::warn!(queue = %lane.topic_queue(), %error, ?give_up_after,
+            "messages are not acknowledged; sending them again");
+    }
+}
+
 /// Has a batch sent again if its error allows it and its time is not over; else fails it.
 fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, error: Error) {
     batch.maybe_stored |= error.outcome_unknown();
@@ -172,8 +187,7 @@ fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, erro
     };
     let at = Instant::now() + Backoff::after(batch.attempts);
     if wanted && at < batch.created + shared.config.delivery_timeout {
-        tracing::debug!(queue = %lane.topic_queue(), attempts = batch.attempts + 1, %error,
-            "sending a batch again");
+        tell_of_retry(shared, lane, &error);
         batch.attempts += 1;
         batch.last_failure = Some(error);
         return shared.schedule.apply(lane, lane.again(batch, at));
