@@ -31,6 +31,7 @@ pub use received::Received;
 
 use crate::admin::OffsetPoint;
 use crate::client::Client;
+use crate::connection::Session;
 use crate::message::{QueueOffset, TopicQueue};
 use crate::{Error, ErrorKind};
 use builder::{Config, Mode};
@@ -123,9 +124,10 @@ impl Consumer {
             committing: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
         });
+        let connection = shared.client.open_connection(&Session::none()).await?;
         // From here on dropping it ends its tasks.
         let mut consumer = Consumer { shared: shared.clone(), finder: None };
-        tokio::spawn(fetcher::run(shared.clone()));
+        tokio::spawn(fetcher::run(shared.clone(), connection));
         if let Some(interval) = auto_commit {
             tokio::spawn(commit::run(shared.clone(), interval));
         }

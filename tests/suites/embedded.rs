@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use longwire_broker::{Broker, Config};
 use longwire_client::{
-    AckLevel, Client, Compression, Consumer, Durability, Message, NewTopic, Producer, Received,
-    StartAt, TagFilter, TopicQueue,
+    AckLevel, Client, Compression, Consumer, Durability, ErrorKind, Message, NewTopic, Producer,
+    Received, StartAt, TagFilter, TopicQueue,
 };
 use longwire_tests::broker_process::Addresses;
 use longwire_tests::history::read_topic;
@@ -316,4 +316,31 @@ async fn again<F: Future<Output = Result<Broker, longwire_broker::StartError>>>(
 ) -> Broker {
     let started = || async { start().await.ok() };
     until_async("the broker starts again", PATIENCE, started).await.1
+}
+
+#[tokio::test]
+async fn where_the_data_plane_cannot_be_reached_neither_producer_nor_consumer_is_built() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = Config::ephemeral(folder.path());
+    config.storage.segment_bytes = 16 << 20;
+    // Nobody listens there.
+    config.listen.advertised_data = Some("127.0.0.1:1".to_owned());
+    let broker = Broker::start(config).await.unwrap();
+    let client = Client::connect(broker.control_addr().to_string()).await.unwrap();
+    client.admin().create_topic(NewTopic::new("t").queues(1)).await.unwrap();
+
+    let consumer = client.consumer();
+    let consumers = [
+        consumer.clone().assign([TopicQueue::new("t", 0)]),
+        consumer.clone().broadcast().subscribe("t", TagFilter::all()),
+        consumer.group("g").subscribe("t", TagFilter::all()),
+    ];
+    for consumer in consumers {
+        let error = within("building", PATIENCE, consumer.build()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+    }
+    let error = within("building", PATIENCE, client.producer().build()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    broker.shutdown().await.unwrap();
 }

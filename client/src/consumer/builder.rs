@@ -135,7 +135,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Connects, and joins the group if there is one to join.
+    /// Connects to the broker's data plane, and joins the group if there is one to join.
     ///
     /// Returns with the first assignment, or after 10 s without one, which then comes later. Fails
     /// with [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for settings that

@@ -21,8 +21,8 @@ const LOST_AFTER: u32 = 4;
 const DELAY: Duration = Duration::from_millis(500);
 
 /// Runs until the consumer is closed.
-pub(super) async fn run(shared: Arc<Shared>) {
-    let mut connection: Option<Connection> = None;
+pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
+    let mut connection = Some(connection);
     let mut delay_over: Option<Instant> = None;
     while !shared.closing.is_cancelled() {
         let now = Instant::now();
