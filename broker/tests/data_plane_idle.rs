@@ -37,7 +37,8 @@ fn idle_connections_and_parked_fetches_cost_a_few_kilobytes_and_no_wake_ups() {
     let mut streams: Vec<TcpStream> = (0..CONNECTIONS).map(|_| connect()).collect();
     for stream in &mut streams[..CONNECTIONS / 2] {
         let queues = (1..8).map(|queue| FetchQueue { queue, offset: 0, max_bytes: 0 }).collect();
-        let topic = FetchTopic { topic: "t".into(), tag_hashes: vec![], queues };
+        let topic =
+            FetchTopic { created_position: None, topic: "t".into(), tag_hashes: vec![], queues };
         let fetch = FetchRequest { max_wait_ms: 60_000, max_bytes: 1 << 20, topics: vec![topic] };
         send(stream, Request::Fetch(fetch), &[]);
     }

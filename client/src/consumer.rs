@@ -132,7 +132,10 @@ impl Consumer {
             tokio::spawn(commit::run(shared.clone(), interval));
         }
         match mode {
-            Mode::Assigned => shared.assign(shared.starts(assigned, shared.config.start_at).await?),
+            Mode::Assigned => {
+                let created = shared.created(&assigned).await?;
+                shared.assign(shared.starts(assigned, &created, shared.config.start_at).await?);
+            }
             Mode::Broadcast => {
                 shared.follow_all(shared.config.start_at).await?;
                 consumer.finder = Some(tokio::spawn(broadcast::run(shared)));

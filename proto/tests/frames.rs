@@ -109,6 +109,7 @@ fn headers() -> impl Strategy<Value = RequestHeader> {
     let fetch = prop::collection::vec(topic, 0..4).prop_map(|topics| {
         let queue = |(queue, offset, max_bytes)| FetchQueue { queue, offset, max_bytes };
         let topic = |(topic, tag_hashes, queues): (_, _, Vec<_>)| FetchTopic {
+            created_position: None,
             topic,
             tag_hashes,
             queues: queues.into_iter().map(queue).collect(),

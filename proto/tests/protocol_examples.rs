@@ -125,6 +125,7 @@ fn fetches() -> [(&'static str, Vec<u8>); 4] {
         max_wait_ms: 5_000,
         max_bytes: 1 << 20,
         topics: vec![FetchTopic {
+            created_position: None,
             topic: "orders".into(),
             tag_hashes: vec![tag_hash("paid")],
             queues: vec![

@@ -151,8 +151,12 @@ pub fn hello() -> Request {
 pub fn fetch(topic: &str, queues: &[(u32, u64)], bytes: u32, wait: Duration) -> data::FetchRequest {
     let queues =
         queues.iter().map(|&(queue, offset)| data::FetchQueue { queue, offset, max_bytes: 0 });
-    let topic =
-        data::FetchTopic { topic: topic.into(), tag_hashes: vec![], queues: queues.collect() };
+    let topic = data::FetchTopic {
+        created_position: None,
+        topic: topic.into(),
+        tag_hashes: vec![],
+        queues: queues.collect(),
+    };
     data::FetchRequest {
         max_wait_ms: wait.as_millis() as u32,
         max_bytes: bytes,

@@ -55,7 +55,12 @@ fn frames(dir: &Path) -> io::Result<()> {
         HelloRequest { protocol_version: 1, client_id: "client".into(), session: Vec::new() };
     let hello = request(Request::Hello(hello), b"")?;
     let queues = vec![FetchQueue { queue: 3, offset: 9, max_bytes: 1 << 20 }];
-    let topics = vec![FetchTopic { topic: "orders".into(), tag_hashes: vec![-1, 2], queues }];
+    let topics = vec![FetchTopic {
+        created_position: None,
+        topic: "orders".into(),
+        tag_hashes: vec![-1, 2],
+        queues,
+    }];
     let fetch = FetchRequest { max_wait_ms: 500, max_bytes: 1 << 20, topics };
     let fetch = request(Request::Fetch(fetch), b"")?;
     put(dir, "hello", &hello)?;

@@ -177,6 +177,7 @@ impl Connection {
         self.left -= 1;
         let queue = data::FetchQueue { queue, offset, max_bytes: 0 };
         let topic = data::FetchTopic {
+            created_position: None,
             topic: self.records.topic.into(),
             tag_hashes: Vec::new(),
             queues: vec![queue],

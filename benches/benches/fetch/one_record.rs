@@ -23,6 +23,7 @@ pub(crate) fn produce() -> Request {
 pub(crate) fn fetch(offset: u64, wait: Duration) -> Request {
     let queue = data::FetchQueue { queue: 0, offset, max_bytes: 0 };
     let topic = data::FetchTopic {
+        created_position: None,
         topic: ONE_RECORD_TOPIC.into(),
         queues: vec![queue],
         ..Default::default()

@@ -153,6 +153,7 @@ fn encode(topic: &Topic) -> control::Topic {
         retention_ms: config.retention_ms,
         retention_bytes: config.retention_bytes,
         created_ms: config.created_ms,
+        created_position: topic.created_position(),
     }
 }
 

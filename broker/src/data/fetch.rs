@@ -122,7 +122,9 @@ impl Fetch {
         let mut topics = Vec::with_capacity(request.topics.len());
         let mut queues = Vec::with_capacity(count);
         for asked in &request.topics {
-            let topic = store.topic(&asked.topic);
+            let topic = store.topic(&asked.topic).filter(|topic| {
+                asked.created_position.is_none_or(|position| position == topic.created_position())
+            });
             let table = topic.as_ref().map(|topic| topic.queue_table());
             queues.extend(asked.queues.iter().map(|queue| WantedQueue {
                 topic: topics.len() as u16,

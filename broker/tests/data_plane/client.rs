@@ -206,7 +206,12 @@ pub(crate) fn fetch(
         .iter()
         .map(|&(queue, offset)| data::FetchQueue { queue, offset, max_bytes: 0 })
         .collect();
-    let topic = data::FetchTopic { topic: topic.into(), tag_hashes: vec![], queues };
+    let topic = data::FetchTopic {
+        created_position: None,
+        topic: topic.into(),
+        tag_hashes: vec![],
+        queues,
+    };
     data::FetchRequest { max_wait_ms: max_wait.as_millis() as u32, max_bytes, topics: vec![topic] }
 }
 

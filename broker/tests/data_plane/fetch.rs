@@ -188,6 +188,7 @@ fn a_filter_passes_over_other_tags_and_says_how_far() {
         max_wait_ms: wait.as_millis() as u32,
         max_bytes: 1 << 20,
         topics: vec![FetchTopic {
+            created_position: None,
             topic: "t".into(),
             tag_hashes: vec![tag_hash(tag)],
             queues: vec![FetchQueue { queue: 0, offset, max_bytes: 0 }],

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Shared;
 use super::builder::StartAt;
+use super::start::Created;
 use crate::Error;
 use crate::message::TopicQueue;
 
@@ -35,7 +36,9 @@ impl Shared {
             all.filter(|queue| !queues.contains(queue)).collect()
         };
         if !new.is_empty() {
-            self.assign(self.starts(new, start_at).await?);
+            let position = description.topic.unwrap_or_default().created_position;
+            let created = Created::from([(name, position)]);
+            self.assign(self.starts(new, &created, start_at).await?);
         }
         Ok(())
     }

@@ -180,9 +180,9 @@ impl Config {
     }
 
     /// What records of a queue have to look like.
-    pub(super) fn source(&self, queue: &TopicQueue) -> Arc<Source> {
+    pub(super) fn source(&self, queue: &TopicQueue, created_position: Option<u64>) -> Arc<Source> {
         let filter = self.subscriptions.get(&queue.topic).cloned().unwrap_or_default();
-        Arc::new(Source { name: queue.clone(), filter })
+        Arc::new(Source { name: queue.clone(), filter, created_position })
     }
 
     pub(super) fn reset(&self) -> Reset {

@@ -12,10 +12,12 @@ use crate::message::TopicQueue;
 use crate::{Error, ErrorKind};
 
 /// What a chunk's records must belong to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Source {
     pub(super) name: TopicQueue,
     pub(super) filter: Arc<TagFilter>,
+    /// Where in the log the topic was created; `None` takes whichever topic has the name.
+    pub(super) created_position: Option<u64>,
 }
 
 /// Fetched records that have not been handed out.
@@ -132,7 +134,7 @@ mod tests {
     }
 
     fn source(filter: TagFilter) -> Source {
-        Source { name: TopicQueue::new("t", 1), filter: Arc::new(filter) }
+        Source { name: TopicQueue::new("t", 1), filter: Arc::new(filter), created_position: None }
     }
 
     fn offsets(chunk: &mut Chunk, source: &Source) -> Vec<Result<u64, String>> {

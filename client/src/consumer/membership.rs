@@ -154,7 +154,9 @@ async fn take_on(
     if gained.is_empty() {
         return Ok(());
     }
-    shared.assign(shared.starts(gained, shared.config.start_at).await?);
+    let created =
+        last.topics.iter().map(|t| (t.topic.as_str().into(), t.created_position)).collect();
+    shared.assign(shared.starts(gained, &created, shared.config.start_at).await?);
     Ok(())
 }
 

@@ -23,7 +23,7 @@ const QUEUE_BYTES_MIN: usize = 256 * 1024;
 pub(super) const FETCH_WAIT_MS: u32 = 30_000;
 /// What a queue, a topic beside its name, and a tag take in the header at most.
 const QUEUE_HEADER_BYTES: usize = 32;
-const TOPIC_HEADER_BYTES: usize = 16;
+const TOPIC_HEADER_BYTES: usize = 28;
 const TAG_HEADER_BYTES: usize = 5;
 
 /// What bounds the fetches of a consumer.
@@ -126,7 +126,7 @@ impl Queues {
         let mut last: Option<&Source> = None;
         for Wanted { source, .. } in self.wanting.range(first..).take(queues_max) {
             let topic_bytes = match last.replace(source) {
-                Some(last) if is_same(&last.name.topic, &source.name.topic) => 0,
+                Some(last) if is_same_topic(last, source) => 0,
                 _ => {
                     let tags = source.filter.hashes().len() * TAG_HEADER_BYTES;
                     TOPIC_HEADER_BYTES + source.name.topic.len() + tags
@@ -155,12 +155,11 @@ impl Queues {
         let fit = self.fit(0, queues_max);
         let mut entries: Vec<Wanted> = self.wanting.drain(..fit).collect();
         // Neighbours of one topic name it once.
-        let topic = |entry: &Wanted| entry.source.name.topic.clone();
+        let topic = |source: &Source| (source.name.topic.clone(), source.created_position);
         if !entries.is_sorted_by(|a, b| {
-            let [a, b] = [&a.source.name.topic, &b.source.name.topic];
-            Arc::ptr_eq(a, b) || a <= b
+            is_same_topic(&a.source, &b.source) || topic(&a.source) <= topic(&b.source)
         }) {
-            entries.sort_by_cached_key(topic);
+            entries.sort_by_cached_key(|entry| topic(&entry.source));
         }
         Plan { entries, share_bytes, last_change: self.last_change }
     }
@@ -255,7 +254,12 @@ impl Queues {
             // What was fetched before is handed out first.
             _ if self.current(wanted.key).is_some_and(|state| state.listed) => return false,
             code => {
-                let what = format!("fetching from queue {name} at offset {}", wanted.offset);
+                let what = match code {
+                    Some(ErrorCode::UnknownTopic) => {
+                        format!("topic {:?} has been deleted; queue {name} ends", name.topic)
+                    }
+                    _ => format!("fetching from queue {name} at offset {}", wanted.offset),
+                };
                 let error = Error::refused(result.code, what);
                 let error = error.with_record(name.clone(), wanted.offset);
                 match code {
@@ -368,18 +372,23 @@ impl Plan {
         let queue_bytes = (self.share_bytes / self.entries.len().max(1)).max(QUEUE_BYTES_MIN);
         let mut topics: Vec<FetchTopic> = Vec::new();
         for entry in &self.entries {
-            let Source { name, filter } = &*entry.source;
+            let Source { name, filter, created_position } = &*entry.source;
             let queue = FetchQueue {
                 queue: name.queue,
                 offset: entry.offset,
                 max_bytes: queue_bytes.min(self.share_bytes) as u32,
             };
             match topics.last_mut() {
-                Some(last) if *last.topic == *name.topic => last.queues.push(queue),
+                Some(last)
+                    if *last.topic == *name.topic && last.created_position == *created_position =>
+                {
+                    last.queues.push(queue);
+                }
                 _ => topics.push(FetchTopic {
                     topic: name.topic.to_string(),
                     tag_hashes: filter.hashes().to_vec(),
                     queues: vec![queue],
+                    created_position: *created_position,
                 }),
             }
         }
@@ -387,9 +396,10 @@ impl Plan {
     }
 }
 
-/// Whether two names are the same; of queues of one topic they mostly are one allocation.
-fn is_same(a: &Arc<str>, b: &Arc<str>) -> bool {
-    Arc::ptr_eq(a, b) || a == b
+/// Whether two queues are of one topic. Then its name mostly is one allocation.
+fn is_same_topic(a: &Source, b: &Source) -> bool {
+    let [x, y] = [&a.name.topic, &b.name.topic];
+    (Arc::ptr_eq(x, y) || x == y) && a.created_position == b.created_position
 }
 
 /// Checks an answer against its fetch, so that it can be cut up.

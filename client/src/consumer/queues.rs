@@ -132,11 +132,24 @@ pub(super) struct QueueState {
 #[derive(Debug, Clone)]
 pub(super) struct Start {
     pub(super) queue: TopicQueue,
+    /// Of its topic.
+    pub(super) created_position: Option<u64>,
     pub(super) offset: u64,
     /// What the group has committed, or what need not be committed.
     pub(super) committed: Option<u64>,
     /// Where the consumer stood in it, if it comes back.
     pub(super) back: Option<Position>,
+}
+
+impl Start {
+    pub(super) fn new(
+        queue: TopicQueue,
+        created_position: Option<u64>,
+        offset: u64,
+        committed: Option<u64>,
+    ) -> Start {
+        Start { queue, created_position, offset, committed, back: None }
+    }
 }
 
 impl Queues {
@@ -298,7 +311,14 @@ impl Queues {
     /// The broker does not know a queue any more, as `why` says.
     pub(super) fn gone(&mut self, id: QueueId, why: Error) {
         match self.mode {
-            Mode::Assigned => self.halt(id, why),
+            // Where the application seeks, it is in what has the name then.
+            Mode::Assigned => {
+                self.halt(id, why);
+                if let Some(state) = self.states.get_mut(&id) {
+                    state.source =
+                        Arc::new(Source { created_position: None, ..(*state.source).clone() });
+                }
+            }
             // What has its name later is another queue.
             Mode::Broadcast => {
                 self.halt(id, why);

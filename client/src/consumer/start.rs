@@ -12,20 +12,43 @@ use crate::admin::OffsetPoint;
 use crate::message::TopicQueue;
 use crate::{Error, ErrorKind};
 
+/// Where in the log topics were created: what tells each from others that had its name.
+pub(super) type Created = HashMap<Arc<str>, u64>;
+
 impl Shared {
-    /// Where each of `queues` begins: where the group has committed, else at `start_at`.
+    /// Where the topics of `queues` were created.
+    pub(super) async fn created(&self, queues: &[TopicQueue]) -> Result<Created, Error> {
+        let mut created = Created::new();
+        for TopicQueue { topic, .. } in queues {
+            if !created.contains_key(topic) {
+                let description = self.client.control().topic(topic, false).await?;
+                let position = description.topic.unwrap_or_default().created_position;
+                created.insert(topic.clone(), position);
+            }
+        }
+        Ok(created)
+    }
+
+    /// Where each of `queues` begins: where the group has committed, else at `start_at`. What is
+    /// `created` must have been asked for before: should a topic be made anew in between, these offsets
+    /// are not taken for those of the one before.
     pub(super) async fn starts(
         &self,
         queues: Vec<TopicQueue>,
+        created: &Created,
         start_at: StartAt,
     ) -> Result<Vec<Start>, Error> {
         let committed = self.committed(&queues).await?;
         let mut starts = Vec::with_capacity(queues.len());
+        let start = |queue: TopicQueue, offset, committed| {
+            let created_position = created.get(&queue.topic).copied();
+            Start::new(queue, created_position, offset, committed)
+        };
         let mut open: HashMap<Arc<str>, Vec<u32>> = HashMap::new();
         for queue in queues {
             match committed.get(&queue) {
                 Some(&offset) => {
-                    starts.push(Start { queue, offset, committed: Some(offset), back: None });
+                    starts.push(start(queue, offset, Some(offset)));
                 }
                 None => open.entry(queue.topic).or_default().push(queue.queue),
             }
@@ -46,7 +69,7 @@ impl Shared {
                 };
                 // A beginning that time would move is committed, so that a restart finds it again.
                 let committed = (start_at == StartAt::Earliest).then_some(offset);
-                starts.push(Start { queue, offset, committed, back: None });
+                starts.push(start(queue, offset, committed));
             }
         }
         Ok(starts)
@@ -74,7 +97,7 @@ impl Shared {
         let mut queues = self.queues.lock();
         queues.recall(&mut starts);
         for start in starts {
-            let source = self.config.source(&start.queue);
+            let source = self.config.source(&start.queue, start.created_position);
             queues.assign(start, source);
         }
         let dirty = queues.take_dirty();

@@ -18,8 +18,9 @@ fn queues(count: u32) -> Queues {
 
 fn assign(queues: &mut Queues, topic: &str, queue: u32) {
     let name = TopicQueue::new(topic, queue);
-    let source = Source { name: name.clone(), filter: TagFilter::all().into() };
-    let start = Start { queue: name, offset: 0, committed: None, back: None };
+    let source =
+        Source { name: name.clone(), filter: TagFilter::all().into(), created_position: None };
+    let start = Start::new(name, None, 0, None);
     queues.assign(start, source.into());
 }
 
@@ -87,8 +88,8 @@ fn queues_with_large_headers() -> Queues {
     let tags = Arc::new(TagFilter::any((0..256).map(|n| format!("tag-{n}"))));
     for n in 0..1000 {
         let name = TopicQueue::new(format!("{n:0>127}"), 0);
-        let source = Source { name: name.clone(), filter: tags.clone() };
-        queues.assign(Start { queue: name, offset: 0, committed: None, back: None }, source.into());
+        let source = Source { name: name.clone(), filter: tags.clone(), created_position: None };
+        queues.assign(Start::new(name, None, 0, None), source.into());
     }
     queues
 }

@@ -113,8 +113,9 @@ mod tests {
     /// Assigns a queue of which nothing is committed, and that would begin at `offset`.
     fn assign(queues: &mut Queues, offset: u64) {
         let queue = TopicQueue::new("t", 0);
-        let source = Source { name: queue.clone(), filter: TagFilter::all().into() };
-        let mut start = [Start { queue, offset, committed: None, back: None }];
+        let source =
+            Source { name: queue.clone(), filter: TagFilter::all().into(), created_position: None };
+        let mut start = [Start::new(queue, None, offset, None)];
         queues.recall(&mut start);
         let [start] = start;
         queues.assign(start, source.into());
