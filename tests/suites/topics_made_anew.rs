@@ -61,13 +61,16 @@ async fn a_paused_queue_that_was_assigned_does_not_go_on_in_another_topic_until_
 {
     let scene = Scene::start().await;
     let queues = [TopicQueue::new("t", 0)];
-    let consumer = scene.client.consumer().assign(queues.clone()).build().await;
-    let mut consumer = consumer.unwrap();
+    let consumer = scene.client.consumer().group("g").assign(queues.clone());
+    let mut consumer = consumer.auto_commit(None).build().await.unwrap();
     assert_eq!(next(&mut consumer).await, "old-0");
     consumer.pause(&queues);
     scene.make_anew().await;
     consumer.resume(&queues);
     told_of_deletion(&mut consumer).await;
+    consumer.commit().await.unwrap();
+    let committed = scene.client.admin().committed("g").await.unwrap();
+    assert_eq!(committed, [], "what was read is gone");
     consumer.seek(&queues[0], 0).unwrap();
     assert_eq!(next(&mut consumer).await, "new-0");
     scene.broker.shutdown().await.unwrap();

@@ -311,12 +311,10 @@ impl Queues {
     /// The broker does not know a queue any more, as `why` says.
     pub(super) fn gone(&mut self, id: QueueId, why: Error) {
         match self.mode {
-            // Where the application seeks, it is in what has the name then.
             Mode::Assigned => {
                 self.halt(id, why);
                 if let Some(state) = self.states.get_mut(&id) {
-                    state.source =
-                        Arc::new(Source { created_position: None, ..(*state.source).clone() });
+                    state.cut_loose();
                 }
             }
             // What has its name later is another queue.
@@ -480,6 +478,13 @@ impl Queues {
 }
 
 impl QueueState {
+    /// The topic is gone. There is nothing to be committed for it, and where the application seeks, it
+    /// is in what has the name then.
+    fn cut_loose(&mut self) {
+        self.source = Arc::new(Source { created_position: None, ..(*self.source).clone() });
+        (self.done, self.committed) = (self.handed, Some(self.handed));
+    }
+
     /// Whether something was handed out that is not committed.
     fn is_unsaved(&self) -> bool {
         self.begun && self.committed != Some(self.handed)
