@@ -9,13 +9,14 @@ use clap::{Parser, Subcommand};
 use longwire_broker::config::{LogConfig, LogFormat, Sources, load};
 use longwire_broker::{Broker, Config, StartError};
 use longwire_storage::OpenError;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use offline::VerifyFlags;
+use signals::StopSignals;
 
 mod offline;
 mod output;
+mod signals;
 
 /// Exit statuses, by sysexits(3).
 mod exit {
@@ -31,10 +32,6 @@ mod exit {
 
 /// How long a broker whose store has failed may take to tell its clients.
 const FAILED_STOP_TIMEOUT: Duration = Duration::from_millis(700);
-
-/// What tells a process to stop may tell it twice at once, itself and as one of its group, and not
-/// mean it: signals so soon after the first say nothing new.
-const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// The Longwire message broker. Without arguments it serves from ./longwire-data.
 #[derive(Debug, Parser)]
@@ -155,14 +152,13 @@ async fn run(config: Config) -> ExitCode {
     let began = Instant::now();
     let folder = config.data_dir.clone();
     // Before anything can be interrupted.
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        return fail(exit::SOFTWARE, "cannot listen to signals");
+    let mut signals = match StopSignals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return fail(exit::SOFTWARE, &format!("cannot listen to signals: {error}")),
     };
     let started = tokio::select! {
         started = Broker::start(config) => started,
-        _ = terminate.recv() => return ExitCode::SUCCESS,
-        _ = interrupt.recv() => return ExitCode::SUCCESS,
+        _ = signals.next() => return ExitCode::SUCCESS,
     };
     let broker = match started {
         Ok(broker) => broker,
@@ -183,8 +179,7 @@ async fn run(config: Config) -> ExitCode {
             let _ = tokio::time::timeout(FAILED_STOP_TIMEOUT, broker.shutdown()).await;
             return status;
         }
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        signal = signals.next() => tracing::info!("{signal}: stopping"),
     }
     let began = Instant::now();
     tokio::select! {
@@ -198,23 +193,9 @@ async fn run(config: Config) -> ExitCode {
                 fail(exit::IO, &format!("{message}: {error}"))
             }
         },
-        () = second(&mut terminate, &mut interrupt) => {
+        () = signals.second() => {
             let message = "a second signal: stopping at once; the next start recovers the store";
             fail(exit::SOFTWARE, message)
-        }
-    }
-}
-
-/// Completes at a signal that is not the first one again.
-async fn second(terminate: &mut Signal, interrupt: &mut Signal) {
-    let began = Instant::now();
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        if began.elapsed() >= SAME_SIGNAL {
-            return;
         }
     }
 }

@@ -27,7 +27,11 @@ struct Process(Child);
 impl Process {
     /// Starts it and waits for the line that says it is ready, which is returned.
     fn start(folder: &Path) -> (Process, String) {
-        let mut child = command(folder).spawn().unwrap();
+        Process::spawn(&mut command(folder))
+    }
+
+    fn spawn(command: &mut Command) -> (Process, String) {
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let ready = lines.find(|line| line.as_ref().unwrap().contains("ready")).unwrap().unwrap();
         // What follows is read to the end, so that the process never waits for us.
@@ -53,9 +57,9 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn it_says_where_it_listens_and_stops_within_a_second_of_sigterm_as_of_sigint() {
+fn it_says_where_it_listens_and_stops_within_a_second_of_any_signal_to_stop() {
     let folder = tempfile::tempdir().unwrap();
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let (mut process, ready) = Process::start(folder.path());
         for field in ["data=127.0.0.1:", "control=127.0.0.1:", "http=127.0.0.1:", "took_ms="] {
             assert!(ready.contains(field), "{field} missing in {ready}");
@@ -76,6 +80,21 @@ fn a_signal_that_comes_several_times_at_once_is_one_signal() {
     while process.0.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_millis(200) {
         process.signal(Signal::TERM);
     }
+    assert_eq!(process.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn under_nohup_a_terminal_that_is_gone_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = command(folder.path());
+    let mut nohup = Command::new("nohup");
+    nohup.arg(broker.get_program()).args(broker.get_args());
+    nohup.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (mut process, _) = Process::spawn(&mut nohup);
+    process.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(process.0.try_wait().unwrap(), None);
+    process.signal(Signal::TERM);
     assert_eq!(process.0.wait().unwrap().code(), Some(0));
 }
 
