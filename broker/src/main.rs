@@ -117,6 +117,7 @@ fn main() -> ExitCode {
         }
     };
     if flags.print_config {
+        loaded.warnings.iter().for_each(|warning| output::complain(warning));
         return print_config(&loaded.config);
     }
     if let Err(message) = start_logging(&loaded.config.log) {

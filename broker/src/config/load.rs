@@ -19,7 +19,7 @@ const ENV_OTHERS: [&str; 3] = [ENV_CONFIG, "LONGWIRE_BROKER", "LONGWIRE_LOG"];
 pub struct Sources {
     /// The TOML file; where `None`, the variable `LONGWIRE_CONFIG` can name one.
     pub file: Option<PathBuf>,
-    /// The environment. Only names that begin with `LONGWIRE_` are looked at.
+    /// The environment. Only names that begin with `LONGWIRE_` are looked at, and no empty values.
     pub environment: Vec<(OsString, OsString)>,
     /// The store's folder, which need not be text.
     pub data_dir: Option<PathBuf>,
@@ -27,12 +27,19 @@ pub struct Sources {
     pub settings: Vec<String>,
 }
 
+impl Sources {
+    /// Unit and compose files can pass a variable on only as empty where it is not set.
+    fn variables(&self) -> impl Iterator<Item = &(OsString, OsString)> {
+        self.environment.iter().filter(|(_, value)| !value.is_empty())
+    }
+}
+
 /// A valid configuration and what was odd on the way to it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The effective configuration.
     pub config: Config,
-    /// Variables that look like settings but are none; to be logged.
+    /// Variables that look like settings but are none; to be told.
     pub warnings: Vec<String>,
 }
 
@@ -70,7 +77,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     }
     let keys = keys(&config);
     let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
-    for (name, value) in &sources.environment {
+    for (name, value) in sources.variables() {
         let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else {
             continue;
         };
@@ -123,7 +130,7 @@ impl Config {
 }
 
 fn config_file(sources: &Sources) -> Option<PathBuf> {
-    let variable = || sources.environment.iter().find(|(name, _)| *name == *ENV_CONFIG);
+    let variable = || sources.variables().find(|(name, _)| *name == *ENV_CONFIG);
     sources.file.clone().or_else(|| variable().map(|(_, path)| PathBuf::from(path)))
 }
 
@@ -231,6 +238,16 @@ mod tests {
         let environment = environment(&[("LONGWIRE_CONFIG", path)]);
         let loaded = load(&Sources { environment, ..Sources::default() }).unwrap();
         assert_eq!(loaded.config.broker.default_queues, 5);
+    }
+
+    #[test]
+    fn an_empty_variable_is_none() {
+        let names = ["CONFIG", "DATA_DIR", "STORAGE_SEGMENT_BYTES", "STORAGE_NOTHING"];
+        let names = names.map(|name| format!("{ENV_PREFIX}{name}"));
+        let environment = environment(&names.each_ref().map(|name| (name.as_str(), "")));
+        let Loaded { config, warnings } =
+            load(&Sources { environment, ..Sources::default() }).unwrap();
+        assert_eq!((config, warnings), (Config::default(), Vec::new()));
     }
 
     #[test]

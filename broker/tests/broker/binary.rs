@@ -219,6 +219,17 @@ fn the_printed_configuration_can_be_given_back() {
 }
 
 #[test]
+fn variables_that_name_no_setting_are_told_beside_the_printed_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path());
+    command.arg("--print-config").env("LONGWIRE_CONFIG", "").env("LONGWIRE_STORAGE_NOTHING", "1");
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let (printed, told) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
+    assert!(status.success() && printed.contains("data_dir"), "{printed}{told}");
+    assert!(told.contains("LONGWIRE_STORAGE_NOTHING") && !printed.contains("NOTHING"), "{told}");
+}
+
+#[test]
 fn verify_has_exit_statuses_for_scripts_and_salvages_into_a_folder_that_can_be_served() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, copy) = (folder.path().join("store"), folder.path().join("copy"));
