@@ -44,7 +44,8 @@ The variable of storage.segment_bytes is LONGWIRE_STORAGE_SEGMENT_BYTES.
 
 Exit status: 0 stopped as told, 64 usage or configuration, 65 the log is damaged,
 69 a port is not available, 70 a fault, or a second signal while stopping (half a second or more
-after the first), 73 the store is in use, 74 input/output failed."
+after the first), 73 the store is in use, 74 input/output failed,
+141 nobody reads what --print-config prints."
 )]
 struct Flags {
     /// TOML file with settings; also LONGWIRE_CONFIG.

@@ -13,7 +13,7 @@ use crate::{exit, output};
 ///
 /// Exit status: 0 the log is whole, or what is whole was copied; 64 wrong usage, or the folder to copy
 /// to is not empty; 65 the log is damaged; 73 a broker has the store; 74 it cannot be read, or the copy
-/// or the output not be written.
+/// or the output not be written; 141 nobody reads the output any more.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyFlags {
     /// Copy what is whole to this new folder and build all views there. Every message keeps its

@@ -230,6 +230,21 @@ fn variables_that_name_no_setting_are_told_beside_the_printed_configuration() {
 }
 
 #[test]
+fn help_names_every_exit_status() {
+    let folder = tempfile::tempdir().unwrap();
+    for (arguments, statuses) in [
+        (&["--help"][..], &[64, 65, 69, 70, 73, 74, 141][..]),
+        (&["verify", "--help"], &[64, 65, 73, 74, 141]),
+    ] {
+        let output = command(folder.path()).args(arguments).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        for status in statuses {
+            assert!(help.contains(&format!("{status} ")), "{status} missing in {help}");
+        }
+    }
+}
+
+#[test]
 fn verify_has_exit_statuses_for_scripts_and_salvages_into_a_folder_that_can_be_served() {
     let folder = tempfile::tempdir().unwrap();
     let (dir, copy) = (folder.path().join("store"), folder.path().join("copy"));
