@@ -73,8 +73,7 @@ impl StoreConfig {
 
     pub(crate) fn check(&self) -> Result<(), String> {
         let bytes = self.segment_bytes;
-        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) || !bytes.is_multiple_of(4096)
-        {
+        if !is_segment_size(bytes) {
             return Err(format!(
                 "segment_bytes is {bytes}: it must be from {SEGMENT_BYTES_MIN} to \
                  {SEGMENT_BYTES_MAX} and a multiple of 4096"
@@ -82,4 +81,9 @@ impl StoreConfig {
         }
         Ok(())
     }
+}
+
+/// Whether a segment's file can have been made of this size.
+pub(crate) fn is_segment_size(bytes: u64) -> bool {
+    (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(4096)
 }

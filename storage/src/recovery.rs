@@ -1,7 +1,7 @@
 //! Opening the log: where it ends, and whether what should be there is.
 
 use std::io::{self, IoSlice};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longwire_proto::limits::RECORD_BYTES_MAX;
@@ -11,7 +11,7 @@ use crate::config::StoreConfig;
 use crate::disk::{Disk, read_exact_at};
 use crate::error::{FileError, OpenError};
 use crate::plant::{Plant, planted};
-use crate::scan::{SegmentFile, check_record, find_record, is_zero_from, list_segments, scan};
+use crate::scan::{SegmentFile, check_record, find_record, gap, is_zero_from, list_segments, scan};
 use crate::segment::Segment;
 
 /// Bytes written again at once.
@@ -131,7 +131,8 @@ fn find_segments(
         if let Some(last) = found.last().filter(|last| last.end() != base) {
             // What is not known to be durable may have been acknowledged all the same.
             if known.is_none_or(|durable| last.end() < durable) {
-                return Err(missing(dir, last.end(), known.unwrap_or(base)));
+                let gap = gap(dir, Some(last), last.end(), Some(base));
+                return Err(missing(gap, last.end(), known.unwrap_or(base)));
             }
             // A segment of an earlier, longer life of the log; never acknowledged.
             tracing::warn!(path = %path.display(), "removing a segment that adjoins no other");
@@ -147,19 +148,17 @@ fn find_segments(
     }
     let end = found.last().map_or(0, SegmentFile::end);
     if end < durable {
-        return Err(missing(dir, end, durable));
+        return Err(missing(gap(dir, found.last(), end, None), end, durable));
     }
     // Retention never removes the newest segment.
     if let Some(first) = found.first().filter(|first| durable > 0 && first.base > durable) {
-        return Err(missing(dir, durable, first.base));
+        return Err(missing(gap(dir, None, durable, None), durable, first.base));
     }
     Ok(found)
 }
 
-fn missing(dir: &Path, position: u64, durable: u64) -> OpenError {
-    let path = dir.join(Segment::file_name(position));
-    let durable = Some(durable);
-    OpenError::Corrupt { path, position, durable, reason: "the segment is missing".into() }
+fn missing((path, reason): (PathBuf, String), position: u64, durable: u64) -> OpenError {
+    OpenError::Corrupt { path, position, durable: Some(durable), reason }
 }
 
 fn remove_last(disk: &dyn Disk, dir: &Path, found: &mut Vec<SegmentFile>) -> Result<(), OpenError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use longwire_proto::record::{CHECKSUM_PROPERTY_BYTES, RECORD_BYTES_MIN, RecordView, write_blank};
 use memchr::memmem;
 
+use crate::config::is_segment_size;
 use crate::disk::{Disk, DiskFile, is_bad_block};
 use crate::segment::Segment;
 
@@ -76,6 +77,24 @@ pub(crate) fn list_segments(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(u64,
     let names = disk.list(dir)?;
     let base = |name: &String| Some((Segment::parse_file_name(name)?, dir.join(name)));
     Ok(names.iter().filter_map(base).collect())
+}
+
+/// Which file is to blame, and for what, where the log ends at a position and should go on: one that is
+/// not there, or the one before, whose size then tells that it was cut. `next` is where the next one begins.
+pub(crate) fn gap(
+    dir: &Path,
+    before: Option<&SegmentFile>,
+    position: u64,
+    next: Option<u64>,
+) -> (PathBuf, String) {
+    let Some(cut) = before.filter(|segment| !is_segment_size(segment.bytes)) else {
+        return (dir.join(Segment::file_name(position)), "the segment is missing".into());
+    };
+    let next = match next {
+        Some(next) => format!("the next one begins at position {next}"),
+        None => "there is no next one".into(),
+    };
+    (cut.path.clone(), format!("the file has a wrong size ({} bytes, and {next})", cut.bytes))
 }
 
 /// How far the good records of a segment reach.

@@ -14,8 +14,9 @@ use crate::checkpoint::{Known, read_known};
 use crate::disk::{Disk, DiskLock, RealDisk};
 use crate::error::{FileError, OpenError};
 use crate::open::{Paths, locked};
-use crate::scan::{SegmentFile, WHOLE_BYTES_MIN, find_record, is_zero_from, list_segments, scan};
-use crate::segment::Segment;
+use crate::scan::{
+    SegmentFile, WHOLE_BYTES_MIN, find_record, gap, is_zero_from, list_segments, scan,
+};
 use crate::views::system_topic::SystemRecord;
 use census::Census;
 
@@ -147,7 +148,7 @@ impl Walk {
             ..Verified::default()
         };
         let mut census = Census::new(disk, &paths, verified.first_position);
-        let newest_ms = walk(&segments, &known, &mut census, &mut verified)?;
+        let newest_ms = walk(&paths.log, &segments, &known, &mut census, &mut verified)?;
         for damage in &mut verified.damage {
             damage.messages = census.messages_at(damage.position..damage.position + damage.bytes);
         }
@@ -188,6 +189,7 @@ fn open_segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<SegmentFile>, OpenEr
 
 /// Walks all segments; returns the newest store timestamp.
 fn walk(
+    dir: &Path,
     segments: &[SegmentFile],
     known: &Known,
     census: &mut Census,
@@ -198,13 +200,11 @@ fn walk(
     // Retention notes what it removes, and never removes the newest segment.
     let durable = known.durable.filter(|durable| *durable > 0);
     let mut end_of_last = census.log_began().into_iter().chain(durable).fold(first, u64::min);
-    let missing = |verified: &mut Verified, beside: &SegmentFile, from: u64, to: u64| {
-        let path = beside.path.with_file_name(Segment::file_name(from));
-        verified.damage(path, from, to - from, "the segment is missing".into());
-    };
     for (index, segment) in segments.iter().enumerate() {
         if segment.base > end_of_last {
-            missing(verified, segment, end_of_last, segment.base);
+            let before = index.checked_sub(1).map(|before| &segments[before]);
+            let (path, reason) = gap(dir, before, end_of_last, Some(segment.base));
+            verified.damage(path, end_of_last, segment.base - end_of_last, reason);
         }
         let read = FileError::on("read", &segment.path);
         let (ended, ms) =
@@ -215,8 +215,9 @@ fn walk(
             return Ok(newest_ms);
         }
     }
-    if let (Some(last), Some(durable)) = (segments.last(), durable.filter(|d| *d > end_of_last)) {
-        missing(verified, last, end_of_last, durable);
+    if let Some(durable) = durable.filter(|durable| *durable > end_of_last) {
+        let (path, reason) = gap(dir, segments.last(), end_of_last, None);
+        verified.damage(path, end_of_last, durable - end_of_last, reason);
     }
     Ok(newest_ms)
 }

@@ -127,6 +127,23 @@ fn a_missing_segment_below_the_durable_position_is_refused_and_nothing_changes()
 }
 
 #[test]
+fn a_last_segment_cut_short_is_named_and_nothing_changes() {
+    let dir = crashed(500);
+    let end = end_of_log(dir.path());
+    drop(open(dir.path())); // which says how far the log is durable
+    let base = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().parse::<u64>().unwrap();
+    let (mut written, ready): (Vec<_>, Vec<_>) =
+        segments(dir.path()).into_iter().partition(|path| base(path) < end);
+    ready.iter().for_each(|path| fs::remove_file(path).unwrap());
+    let last = written.pop().unwrap();
+    fs::OpenOptions::new().write(true).open(&last).unwrap().set_len(100).unwrap();
+    let error = Store::open(config(dir.path())).unwrap_err();
+    assert!(matches!(&error, OpenError::Corrupt { path, .. } if *path == last), "{error}");
+    assert!(error.to_string().contains("(100 bytes, and there is no next one)"), "{error}");
+    assert_eq!(fs::metadata(&last).unwrap().len(), 100);
+}
+
+#[test]
 fn every_view_can_be_lost_alone_or_together() {
     let dir = crashed(400);
     let (store, _) = open(dir.path());

@@ -144,7 +144,14 @@ fn a_segment_cut_short_in_the_middle_of_the_log_loses_only_its_end() {
     let dir = closed();
     let path = segments(dir.path())[1].clone();
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(40_000).unwrap();
+    let refused = Store::open(config(dir.path())).unwrap_err();
+    let expected =
+        "the file has a wrong size (40000 bytes, and the next one begins at position 131072)";
+    assert!(matches!(&refused, OpenError::Corrupt { path: p, .. } if *p == path), "{refused}");
+    assert!(refused.to_string().contains(expected), "{refused}");
     let (verified, messages) = salvaged(dir.path());
+    assert!(verified.damage.iter().all(|damage| damage.path == path), "{verified:?}");
+    assert_eq!(verified.damage.last().unwrap().reason, expected);
     let lost: Vec<u64> = verified
         .damage
         .iter()
