@@ -28,6 +28,8 @@ const WARM_AHEAD_BYTES: u64 = 32 << 20;
 const WARM_STEP_BYTES: u64 = 4 << 20;
 /// After a full disk, or without a descriptor, another try is made at most this often.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// As long as the same thing is missing, that is said at most this often.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct SegmentSupply {
@@ -62,6 +64,8 @@ struct State {
     zeros_wanted: u64,
     /// When the last try to make a segment failed for something that can pass, and what was missing.
     refused: Option<(Instant, AppendError)>,
+    /// When that was last said in the log, and the kind of error; until one can be made again.
+    warned: Option<(Instant, io::ErrorKind)>,
     stopped: bool,
 }
 
@@ -83,6 +87,7 @@ impl SegmentSupply {
             zeroed: written,
             zeros_wanted: written,
             refused: None,
+            warned: None,
             stopped: false,
         };
         SegmentSupply {
@@ -225,12 +230,12 @@ impl SegmentSupply {
                 state.next_base = segment.end();
                 state.ready.push_back(Arc::new(segment));
                 state.refused = None;
+                if state.warned.take().is_some() {
+                    tracing::info!(dir = %self.dir.display(), "segments can be made again");
+                }
             }
             Err(error) if is_full(&error) => {
-                tracing::warn!(
-                    dir = %self.dir.display(), bytes = self.segment_bytes, %error,
-                    "the next segment cannot be made; writes are refused until it can"
-                );
+                self.warn(state, &error);
                 let missing = match is_out_of_descriptors(&error) {
                     true => AppendError::NoDescriptor,
                     false => AppendError::Full,
@@ -243,6 +248,19 @@ impl SegmentSupply {
             }
         }
         self.ready.notify_all();
+    }
+
+    /// Every producer that tries again leads to another try, and each fails alike.
+    fn warn(&self, state: &mut State, error: &io::Error) {
+        let known = |(at, kind): (Instant, _)| kind == error.kind() && at.elapsed() < WARN_PAUSE;
+        if state.warned.is_some_and(known) {
+            return;
+        }
+        tracing::warn!(
+            dir = %self.dir.display(), bytes = self.segment_bytes, %error,
+            "the next segment cannot be made; writes are refused until it can"
+        );
+        state.warned = Some((Instant::now(), error.kind()));
     }
 
     /// The next step of zeros, if they are wanted there.

@@ -81,6 +81,10 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers_by_itself() {
     let (took, offset) = until_stored(&mut client, &body);
     println!("writes resume {took:?} after there is space");
     assert_eq!(offset, stored, "what was refused left nothing behind");
+    let log = broker.log();
+    for said in ["the next segment cannot be made", "segments can be made again"] {
+        assert_eq!(log.matches(said).count(), 1, "{said:?} in\n{log}");
+    }
     broker.stop();
     let broker = command.start();
     assert!(!broker.log().contains("unclean"), "{}", broker.log());
