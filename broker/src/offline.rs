@@ -12,7 +12,7 @@ use crate::{exit, output};
 /// Checks every record of a store and holds the views against them. Changes nothing.
 ///
 /// Exit status: 0 the log is whole, or what is whole was copied; 64 wrong usage, or the folder to copy
-/// to is not empty; 65 the log is damaged; 73 a broker has the store; 74 it cannot be read, or the copy
+/// to is not empty or in the store; 65 the log is damaged; 73 a broker has the store; 74 it cannot be read, or the copy
 /// or the output not be written; 141 nobody reads the output any more.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyFlags {
@@ -37,7 +37,7 @@ pub(crate) fn run(dir: &Path, flags: &VerifyFlags) -> ExitCode {
             output::complain(&error.to_string());
             return ExitCode::from(match error {
                 SalvageError::Open(OpenError::Locked { .. }) => exit::LOCKED,
-                SalvageError::Exists(_) => exit::USAGE,
+                SalvageError::Exists(_) | SalvageError::Inside(_) => exit::USAGE,
                 _ => exit::IO,
             });
         }

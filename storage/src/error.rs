@@ -101,6 +101,9 @@ pub enum SalvageError {
     /// The folder to copy to has something in it.
     #[error("{} is not empty; name a folder that is not there yet", .0.display())]
     Exists(PathBuf),
+    /// The copy would be made in the folder of the store itself, or in its place.
+    #[error("{} is in the folder of the store, which is left alone; name one elsewhere", .0.display())]
+    Inside(PathBuf),
     /// The copy does not fit where it is to go.
     #[error("the copy needs {needed} bytes and there are {free}; free some or name another folder")]
     NoSpace {

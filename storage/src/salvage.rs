@@ -40,18 +40,22 @@ const COPY_STEP_BYTES: usize = 4 << 20;
 /// Nothing is left in `to` if it fails; what was copied so far is in the folder `to` with `.partial`
 /// behind its name.
 pub fn salvage(dir: &Path, to: &Path) -> Result<Verified, SalvageError> {
+    for path in [normal(to), partial(&normal(to))] {
+        if leads_into(dir, &path) {
+            return Err(SalvageError::Inside(path));
+        }
+    }
     salvage_on(Arc::new(RealDisk), dir, to)
 }
 
 /// As [`salvage`], on a given disk.
 pub fn salvage_on(disk: Arc<dyn Disk>, dir: &Path, to: &Path) -> Result<Verified, SalvageError> {
-    // A path that ends in a slash would take what is put behind it for a name in the folder.
-    let to = &to.components().collect::<PathBuf>();
+    let to = &normal(to);
     let walk = Walk::of(disk.clone(), dir)?;
     if !disk.list(to).map_err(FileError::on("list", to))?.is_empty() {
         return Err(SalvageError::Exists(to.to_owned()));
     }
-    let partial = with_suffix(to, ".partial");
+    let partial = partial(to);
     let parent = to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     check_space(&*disk, &walk, parent)?;
     let copy = Copy { disk: &*disk, walk: &walk, paths: Paths::new(&partial) };
@@ -64,10 +68,26 @@ pub fn salvage_on(disk: Arc<dyn Disk>, dir: &Path, to: &Path) -> Result<Verified
     Ok(walk.verified)
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
+/// A path that ends in a slash would take what is put behind it for a name in the folder.
+fn normal(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+fn partial(to: &Path) -> PathBuf {
+    let mut name = to.as_os_str().to_owned();
+    name.push(".partial");
     name.into()
+}
+
+/// Whether a path, of which the end need not be there yet, is a folder or in it, links and all.
+fn leads_into(dir: &Path, path: &Path) -> bool {
+    let real = |path: &Path| match path.as_os_str().is_empty() {
+        true => Path::new(".").canonicalize(),
+        false => path.canonicalize(),
+    };
+    let there = path.ancestors().find_map(|path| real(path).ok());
+    // Of a folder that is not there, opening it tells.
+    there.zip(real(dir).ok()).is_some_and(|(there, dir)| there.starts_with(dir))
 }
 
 fn check_space(disk: &dyn Disk, walk: &Walk, parent: &Path) -> Result<(), SalvageError> {

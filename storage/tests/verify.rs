@@ -163,6 +163,31 @@ fn a_segment_cut_short_in_the_middle_of_the_log_loses_only_its_end() {
 }
 
 #[test]
+fn a_copy_into_the_store_itself_is_refused_whatever_leads_there() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("store.partial");
+    fs::rename(closed().keep(), &dir).unwrap();
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(dir.join("consumequeue"), &link).unwrap();
+    // What is in the way in `commitlog` could be the very file that is lost.
+    fs::remove_file(&segments(&dir)[0]).unwrap();
+    let before = files(&dir);
+    for to in [
+        dir.join("sub"),
+        dir.join("new/sub/"),
+        dir.join("commitlog/../sub"),
+        link.join("sub"),
+        home.path().join("store"), // being made in the store's place
+    ] {
+        let refused = salvage(&dir, &to).unwrap_err();
+        assert!(matches!(refused, SalvageError::Inside(_)), "{}: {refused}", to.display());
+        assert!(files(&dir) == before, "{}", to.display());
+    }
+    salvage(&dir, &home.path().join("store.partial2")).unwrap();
+    assert!(files(&dir) == before);
+}
+
+#[test]
 fn damaged_views_are_named_and_do_not_matter() {
     let dir = closed();
     let index = dir.path().join("consumequeue/t/0-00000000000000000000");

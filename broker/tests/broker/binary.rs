@@ -261,6 +261,9 @@ fn verify_has_exit_statuses_for_scripts_and_salvages_into_a_folder_that_can_be_s
     let (code, text) = verify(&[]);
     assert!(code == Some(0) && text.contains("the log is whole"), "{text}");
 
+    let inside = dir.join("copy");
+    assert_eq!(verify(&["--salvage", inside.to_str().unwrap()]).0, Some(64), "it is in the store");
+
     let segment = dir.join("commitlog/00000000000000000000");
     let (_, text) = verify(&["--json"]);
     assert!(text.contains("\"damage\": []") && text.contains("\"whole\": true"), "{text}");
