@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use longwire_storage::{OpenError, SalvageError, Verified, salvage, verify};
+use longwire_storage::{LostMessage, OpenError, SalvageError, Verified, salvage, verify};
 use serde_json::json;
 
 use crate::{exit, output};
@@ -77,7 +77,7 @@ fn as_text(dir: &Path, verified: &Verified, salvaged: Option<&Path>) -> String {
             damage.bytes,
             damage.reason
         ));
-        lines.extend(damage.messages.iter().map(|message| format!("  lost: {message}")));
+        lines.extend(lost(&damage.messages).iter().map(|messages| format!("  lost: {messages}")));
     }
     for gap in &verified.gaps {
         let (topic, queue, last) = (&gap.topic, gap.queue, gap.end - 1);
@@ -92,6 +92,24 @@ fn as_text(dir: &Path, verified: &Verified, salvaged: Option<&Path>) -> String {
         (false, None) => "the log is damaged; --salvage FOLDER copies what is whole".to_owned(),
     });
     lines.join("\n")
+}
+
+/// Those of one queue that follow one another as one.
+fn lost(messages: &[LostMessage]) -> Vec<String> {
+    let mut messages: Vec<_> = messages.iter().collect();
+    // Those of one queue stay in the order of the log.
+    messages.sort_by_key(|message| (&message.topic, message.queue));
+    let follows = |one: &&LostMessage, next: &&LostMessage| {
+        (&one.topic, one.queue, one.offset + 1) == (&next.topic, next.queue, next.offset)
+    };
+    let runs = messages.chunk_by(follows).map(|run| match run {
+        [first, .., last] => format!(
+            "{}/{} offsets {} to {}, at positions {} to {}",
+            first.topic, first.queue, first.offset, last.offset, first.position, last.position
+        ),
+        run => run.iter().map(|message| message.to_string()).collect(),
+    });
+    runs.collect()
 }
 
 fn as_json(verified: &Verified, salvaged: Option<&Path>) -> serde_json::Value {
@@ -128,4 +146,40 @@ fn as_json(verified: &Verified, salvaged: Option<&Path>) -> serde_json::Value {
         "views": verified.views,
         "salvaged_to": salvaged.map(|to| to.display().to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longwire_storage::Damage;
+
+    #[test]
+    fn lost_messages_that_follow_one_another_are_one_line_and_all_are_in_json() {
+        let message =
+            |queue, offset, position| LostMessage { topic: "t".into(), queue, offset, position };
+        // In the order of the log, as they are found.
+        let mut messages: Vec<_> =
+            (0..1000).map(|i| message(i % 2, u64::from(i / 2), 100 * u64::from(i))).collect();
+        messages.push(message(1, 502, 200_000));
+        let damage = Damage {
+            path: "segment".into(),
+            position: 0,
+            bytes: 300_000,
+            reason: "the segment is missing".into(),
+            messages,
+        };
+        let verified = Verified { damage: vec![damage], ..Verified::default() };
+        let text = as_text(Path::new("store"), &verified, None);
+        let lost: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("  lost: ")).collect();
+        assert_eq!(
+            lost,
+            [
+                "t/0 offsets 0 to 499, at positions 0 to 99800",
+                "t/1 offsets 0 to 499, at positions 100 to 99900",
+                "t/1 offset 502, at position 200000",
+            ]
+        );
+        let json = as_json(&verified, None);
+        assert_eq!(json["damage"][0]["messages"].as_array().map(Vec::len), Some(1001));
+    }
 }
