@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{AppendPath, Config, InvalidConfig, RuntimeConfig};
 use crate::groups::Coordinator;
+use crate::metrics::Metrics;
 use crate::state::BrokerState;
 use crate::{control, data, descriptors, http};
 
@@ -107,14 +108,16 @@ impl Broker {
         };
         let addresses = listeners.addresses().map_err(StartError::Threads)?;
 
+        let metrics = Metrics::new();
         let started = http::Started::default();
         let http_stop = CancellationToken::new();
         let listener = listeners.http;
         let serve_http = {
             let (started, stop) = (Arc::clone(&started), http_stop.clone());
+            let refused = metrics.refused_connections.clone();
             async move {
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => http::serve(listener, started, stop).await,
+                    Ok(listener) => http::serve(listener, started, refused, stop).await,
                     Err(error) => tracing::error!(%error, "HTTP is not served"),
                 }
             }
@@ -129,7 +132,7 @@ impl Broker {
             Some(address) => address.clone(),
             None => addresses.data.to_string(),
         };
-        let state = Arc::new(BrokerState::new(config, store, groups, host, advertised));
+        let state = Arc::new(BrokerState::new(config, store, metrics, groups, host, advertised));
         let data = serve_on(runtimes.data(), listeners.data, &state, data::serve)?;
         let control = serve_on(&control, listeners.control, &state, control::serve)?;
         // Nobody else sets it.

@@ -24,6 +24,7 @@ use tonic::transport::Server;
 use tonic::{Response, Status};
 
 use crate::gate::{Gate, Guarded, Rules};
+use crate::refusals::Refusals;
 use crate::state::{BrokerState, Failure};
 
 /// The largest request: a commit or a subscription with many thousand entries fits.
@@ -36,6 +37,11 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// Bytes of the HTTP/2 connection preface.
 const PREFACE_BYTES: usize = 24;
+/// What a connection that is refused is told: empty SETTINGS, and a GOAWAY of 52 bytes with the code
+/// REFUSED_STREAM, after which a client knows that nothing was done and may try again.
+const TOO_MANY: &[u8] = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\
+    \x00\x00\x34\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07\
+    too many connections: limits.connections_max";
 
 /// Serves until the broker shuts down and open requests are answered.
 pub(crate) async fn serve(listener: TcpListener, state: Arc<BrokerState>) {
@@ -95,12 +101,15 @@ fn admitted(
 ) -> ReceiverStream<Result<Guarded, std::io::Error>> {
     let groups = &state.config.groups;
     let rules = Rules {
-        connections_max: state.config.limits.connections_max,
         greeting_timeout: state.config.limits.hello_timeout,
         greeting_bytes: PREFACE_BYTES,
         keepalive: Some((groups.keepalive_interval, groups.keepalive_timeout)),
+        refusal: TOO_MANY,
     };
-    let gate = Gate::new(listener, rules);
+    let max = state.config.limits.connections_max;
+    let refused = state.metrics.refused_connections.clone();
+    let refusals = Refusals::new("control plane", "limits.connections_max", max, refused);
+    let mut gate = Gate::new(listener, rules, refusals);
     let (admit, admitted) = mpsc::channel(1);
     let accept = async move {
         loop {

@@ -1,7 +1,7 @@
 //! Who gets in to control plane and HTTP: so many at a time, each with a time to say what it wants.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,38 +9,52 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::net::RecvFlags;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::descriptors::is_shortage;
+use crate::refusals::Refusals;
+use crate::transfer::send_slices;
 
 /// How long to rest when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long nobody may get a place before those that come are refused.
+const PLACE_WAIT: Duration = Duration::from_secs(1);
+/// How long one that is refused may take to ask for something. Those behind it wait as long.
+const GREETING_WAIT: Duration = Duration::from_millis(20);
+/// More than a client sends before it is answered.
+const GREETING_BYTES: usize = 4096;
 
 /// A listener with limits. A connection over the limit takes the place of the one that has been there
-/// for longest without having said what it wants; where there is none such, it waits.
+/// for longest without having said what it wants; where there is none such, it waits, and is refused
+/// where no place becomes free soon.
 #[derive(Debug)]
 pub(crate) struct Gate {
     listener: TcpListener,
     slots: Arc<Semaphore>,
     silent: Arc<Mutex<Silent>>,
+    /// Since when somebody has waited for a place and nobody has got one.
+    full_since: Option<Instant>,
+    refusals: Refusals,
     rules: Rules,
 }
 
 /// What is asked of every connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    pub(crate) connections_max: usize,
     /// A connection is cut when it is older than this ...
     pub(crate) greeting_timeout: Duration,
     /// ... and has sent fewer bytes; `usize::MAX` cuts each at that age.
     pub(crate) greeting_bytes: usize,
     /// Silence before the kernel probes the peer, and how long the probes may go unanswered.
     pub(crate) keepalive: Option<(Duration, Duration)>,
+    /// What one too many is told before it is closed.
+    pub(crate) refusal: &'static [u8],
 }
 
 /// The connections that have not said what they want, in the order they came, and what cuts each.
@@ -64,16 +78,19 @@ impl Heard {
 }
 
 impl Gate {
-    pub(crate) fn new(listener: TcpListener, rules: Rules) -> Gate {
-        let slots = Arc::new(Semaphore::new(rules.connections_max));
-        Gate { listener, slots, silent: Arc::default(), rules }
+    pub(crate) fn new(listener: TcpListener, rules: Rules, refusals: Refusals) -> Gate {
+        let slots = Arc::new(Semaphore::new(refusals.connections_max()));
+        Gate { listener, slots, silent: Arc::default(), full_since: None, refusals, rules }
     }
 
     /// The next connection there is room for.
-    pub(crate) async fn admit(&self) -> (Guarded, SocketAddr) {
+    pub(crate) async fn admit(&mut self) -> (Guarded, SocketAddr) {
         loop {
             match self.listener.accept().await {
-                Ok((stream, peer)) => return (self.guard(stream, self.slot().await), peer),
+                Ok((stream, peer)) => match self.slot().await {
+                    Some(slot) => return (self.guard(stream, slot), peer),
+                    None => self.refuse(&stream).await,
+                },
                 Err(error) => {
                     if is_shortage(&error) {
                         tracing::warn!(%error, "no connection can be accepted");
@@ -84,19 +101,34 @@ impl Gate {
         }
     }
 
-    async fn slot(&self) -> OwnedSemaphorePermit {
-        loop {
-            if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-                return slot;
-            }
-            if let Some((_, cut)) = self.silent.lock().cuts.pop_first() {
+    /// A place, if there is one soon enough.
+    async fn slot(&mut self) -> Option<OwnedSemaphorePermit> {
+        let mut slot = Arc::clone(&self.slots).try_acquire_owned().ok();
+        if slot.is_none() {
+            let silent = self.silent.lock().cuts.pop_first();
+            if let Some((_, cut)) = silent {
                 cut.cancel();
+                self.full_since = None;
             }
-            // The semaphore is never closed.
-            if let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await {
-                return slot;
-            }
+            // Not each for itself: the last of many that come together would wait for minutes.
+            let since = *self.full_since.get_or_insert_with(Instant::now);
+            let free = timeout_at(since + PLACE_WAIT, Arc::clone(&self.slots).acquire_owned());
+            slot = free.await.ok().and_then(Result::ok);
         }
+        if slot.is_some() {
+            self.full_since = None;
+        }
+        slot
+    }
+
+    /// Says why, to those who listen.
+    async fn refuse(&mut self, stream: &TcpStream) {
+        self.refusals.note();
+        // What comes after the end, or is left unread, makes it a reset, which can overtake the rest;
+        // and a client is told nothing about what it has not asked yet.
+        tokio::time::sleep(GREETING_WAIT).await;
+        let _ = rustix::net::recv(stream, &mut [0; GREETING_BYTES], RecvFlags::DONTWAIT);
+        let _ = send_slices(stream, &[IoSlice::new(self.rules.refusal)], false);
     }
 
     fn guard(&self, stream: TcpStream, slot: OwnedSemaphorePermit) -> Guarded {
@@ -218,7 +250,7 @@ impl AsyncWrite for Guarded {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)

@@ -11,16 +11,21 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::IncomingStream;
+use prometheus_client::metrics::counter::Counter;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::{Gate, Heard, Rules};
 use crate::metrics::scrape::scrape;
+use crate::refusals::Refusals;
 use crate::state::BrokerState;
 
 /// How long one connection may take in all; each is for one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const CONNECTIONS_MAX: usize = 128;
+/// What a connection that is refused is told.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
+    content-length: 21\r\n\r\ntoo many connections\n";
 /// What Prometheus knows the text of a scrape by.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,7 +33,12 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(crate) type Started = Arc<OnceLock<Arc<BrokerState>>>;
 
 /// Serves from before the store is opened until after it is closed.
-pub(crate) async fn serve(listener: TcpListener, started: Started, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    started: Started,
+    refused: Counter,
+    stop: CancellationToken,
+) {
     let routes = Router::new()
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))
@@ -38,11 +48,12 @@ pub(crate) async fn serve(listener: TcpListener, started: Started, stop: Cancell
     let gate = Gate::new(
         listener,
         Rules {
-            connections_max: CONNECTIONS_MAX,
             greeting_timeout: CONNECTION_TIMEOUT,
             greeting_bytes: usize::MAX,
             keepalive: None,
+            refusal: TOO_MANY,
         },
+        Refusals::new("HTTP", "fixed", CONNECTIONS_MAX, refused),
     );
     let routes = routes.into_make_service_with_connect_info::<Heard>();
     let served = axum::serve(gate, routes).with_graceful_shutdown(stop.cancelled_owned()).await;

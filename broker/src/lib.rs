@@ -26,6 +26,7 @@
 //! | `groups` | who is a member, and who reads which queue |
 //! | `http` | health and metrics |
 //! | `gate`, `descriptors` | who gets in to control plane and HTTP, and how many connections there can be |
+//! | `refusals` | what is counted and said of those that do not get in |
 //! | [`config`] | what a broker can be told, and where |
 //! | `broker`, `state` | starting, stopping, and what the parts share |
 
@@ -39,6 +40,7 @@ mod gate;
 mod groups;
 mod http;
 mod metrics;
+mod refusals;
 mod state;
 mod transfer;
 

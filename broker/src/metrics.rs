@@ -102,7 +102,7 @@ pub(crate) struct Metrics {
     pub(crate) produce_bytes: Counter,
     /// Open data connections.
     pub(crate) connections: Gauge,
-    /// Data connections closed at once because there were too many.
+    /// Connections of any plane closed because there were too many.
     pub(crate) refused_connections: Counter,
     /// Data connections closed because others needed the memory their frames held.
     pub(crate) slow_frames: Counter,
@@ -156,7 +156,7 @@ impl Metrics {
         r.register("produce_bytes", "Bytes of records appended for producers", bytes);
         r.register("connections", "Open data connections", metrics.connections.clone());
         let refused = metrics.refused_connections.clone();
-        r.register("refused_connections", "Data connections refused for their number", refused);
+        r.register("refused_connections", "Connections refused for their number", refused);
         let slow = metrics.slow_frames.clone();
         r.register("slow_frames", "Data connections closed for frames that came slowly", slow);
         Metrics { registry, ..metrics }

@@ -47,6 +47,7 @@ impl BrokerState {
     pub(crate) fn new(
         config: Config,
         store: Arc<Store>,
+        metrics: Metrics,
         groups: Coordinator,
         store_host: SocketAddr,
         advertised_data: String,
@@ -54,7 +55,7 @@ impl BrokerState {
         BrokerState {
             config,
             store,
-            metrics: Metrics::new(),
+            metrics,
             groups,
             shutdown: CancellationToken::new(),
             store_host,

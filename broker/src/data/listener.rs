@@ -16,6 +16,7 @@ use super::connection::{self, error_head};
 use crate::broker::StartError;
 use crate::config::Config;
 use crate::descriptors::is_shortage;
+use crate::refusals::Refusals;
 use crate::state::BrokerState;
 use crate::transfer::send_slices;
 
@@ -80,6 +81,10 @@ async fn accept_all(
     connections: &TaskTracker,
     free: &Arc<Semaphore>,
 ) {
+    let state = &plane.state;
+    let (max, refused) =
+        (state.config.limits.connections_max, state.metrics.refused_connections.clone());
+    let mut refusals = Refusals::new("data plane", "limits.connections_max", max, refused);
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -94,6 +99,7 @@ async fn accept_all(
             }
         };
         let Ok(place) = free.clone().try_acquire_owned() else {
+            refusals.note();
             refuse(&stream, plane);
             continue;
         };
@@ -113,7 +119,6 @@ async fn accept_all(
 
 /// Tells the peer there are too many, as far as that is possible without waiting.
 fn refuse(stream: &TcpStream, plane: &Plane) {
-    plane.state.metrics.refused_connections.inc();
     plane.state.metrics.error(ErrorCode::Overloaded);
     if let Some(head) = error_head(0, ErrorCode::Overloaded, "too many connections") {
         let _ = send_slices(stream, &[IoSlice::new(&head)], false);

@@ -1,10 +1,11 @@
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use longwire_storage::{Store, StoreConfig, TopicConfig};
@@ -21,8 +22,8 @@ fn command(folder: &Path) -> Command {
     command
 }
 
-/// A broker process; killed should the test fail.
-struct Process(Child);
+/// A broker process, killed should the test fail, and what it logs once it is ready.
+struct Process(Child, Option<JoinHandle<Vec<String>>>);
 
 impl Process {
     /// Starts it and waits for the line that says it is ready, which is returned.
@@ -35,8 +36,15 @@ impl Process {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let ready = lines.find(|line| line.as_ref().unwrap().contains("ready")).unwrap().unwrap();
         // What follows is read to the end, so that the process never waits for us.
-        std::thread::spawn(move || lines.for_each(drop));
-        (Process(child), ready)
+        let log = std::thread::spawn(move || lines.map_while(Result::ok).collect());
+        (Process(child, Some(log)), ready)
+    }
+
+    /// Stops it; what it has logged.
+    fn stop(mut self) -> Vec<String> {
+        self.signal(Signal::TERM);
+        assert_eq!(self.0.wait().unwrap().code(), Some(0));
+        self.1.take().unwrap().join().unwrap()
     }
 
     fn signal(&self, signal: Signal) {
@@ -107,7 +115,7 @@ fn a_second_broker_on_the_folder_is_refused_even_where_the_ports_are_the_same() 
     assert!(message.contains(&*folder.path().to_string_lossy()), "{message}");
     assert!(message.contains(&process.0.id().to_string()), "{message}");
 
-    let control = ready.split("control=").nth(1).unwrap().split(' ').next().unwrap();
+    let control = address(&ready, "control");
     let mut same_port = command(folder.path());
     same_port.args(["--set", &format!("listen.control={control}")]);
     let (code, message) = run(&mut same_port);
@@ -123,6 +131,66 @@ fn a_limit_of_descriptors_that_is_of_no_use_is_said_at_the_start() {
     let (code, message) = run(shell.arg(broker.get_program()).args(broker.get_args()));
     assert_eq!(code, Some(64), "{message}");
     assert!(message.contains("the limit of open files is 256"), "{message}");
+}
+
+/// Where it listens for a plane.
+fn address<'a>(ready: &'a str, plane: &str) -> &'a str {
+    let (_, rest) = ready.split_once(&format!("{plane}=")).unwrap();
+    rest.split(' ').next().unwrap()
+}
+
+/// An HTTP/2 connection that has said so; what one that is refused is told.
+fn http2(address: &str) -> Result<TcpStream, Vec<u8>> {
+    const ACKNOWLEDGED: [u8; 9] = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+    let mut stream = TcpStream::connect(address).unwrap();
+    // With empty settings. It may have been refused by now.
+    let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    let (mut told, mut byte) = (Vec::new(), [0]);
+    while !told.ends_with(&ACKNOWLEDGED) {
+        match stream.read(&mut byte) {
+            Ok(1) => told.extend(byte),
+            _ => return Err(told),
+        }
+    }
+    Ok(stream)
+}
+
+#[test]
+fn connections_too_many_are_told_so_and_counted_and_the_log_names_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path());
+    let (process, ready) = Process::spawn(command.args(["--set", "limits.connections_max=1"]));
+    let (control, data) = (address(&ready, "control"), address(&ready, "data"));
+    let first = http2(control).unwrap();
+    let began = Instant::now();
+    for _ in 0..5 {
+        let told = http2(control).unwrap_err();
+        // Behind the settings a GOAWAY of this length, with the code REFUSED_STREAM.
+        let [_, _, length, 7, _, _, _, _, _, _, _, _, _, 0, 0, 0, 7, why @ ..] = &told[9..] else {
+            panic!("{told:?}");
+        };
+        assert_eq!(usize::from(*length), 8 + why.len());
+        assert_eq!(why, b"too many connections: limits.connections_max");
+    }
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let _only = TcpStream::connect(data).unwrap();
+    let mut refused = TcpStream::connect(data).unwrap();
+    assert!(refused.read_to_end(&mut Vec::new()).unwrap() > 0);
+
+    let mut http = TcpStream::connect(address(&ready, "http")).unwrap();
+    http.write_all(b"GET /metrics HTTP/1.1\r\nHost: broker\r\n\r\n").unwrap();
+    let mut metrics = String::new();
+    http.read_to_string(&mut metrics).unwrap();
+    assert!(metrics.contains("longwire_refused_connections_total 6"), "{metrics}");
+    drop(first);
+    while http2(control).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(20), "its place is never free");
+    }
+    let log = process.stop();
+    for plane in ["control plane", "data plane"] {
+        let warning = format!("plane={plane} limit=limits.connections_max connections_max=1");
+        assert_eq!(log.iter().filter(|line| line.contains(&warning)).count(), 1, "{log:?}");
+    }
 }
 
 #[test]
