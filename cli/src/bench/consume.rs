@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use longwire_client::{Consumer, StartAt, TagFilter, TopicQueue};
+use longwire_client::{Consumer, Error, StartAt, TagFilter, TopicQueue};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -251,6 +251,9 @@ impl Reader {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(until), if self.until.is_some() => return Ok(()),
                 () = tokio::time::sleep(IDLE_MAX) => {
+                    if self.recorder.lock().error_count() > 0 {
+                        return Ok(());
+                    }
                     let message = format!("no message of topic {} came in time", self.topic);
                     return Err(Failure::new(Exit::TimedOut, message));
                 }
@@ -259,9 +262,7 @@ impl Reader {
             let received = match received {
                 Ok(received) => received,
                 Err(error) => {
-                    let mut record = self.recorder.lock();
-                    record.failed(&error);
-                    if record.error_count() >= ERRORS_MAX {
+                    if self.failed(&error) {
                         return Ok(());
                     }
                     continue;
@@ -280,6 +281,17 @@ impl Reader {
                 return Ok(());
             }
         }
+    }
+
+    /// Notes an error; returns whether it is pointless to go on.
+    fn failed(&mut self, error: &Error) -> bool {
+        if let Some(record) = error.record() {
+            // Nothing more comes of its queue.
+            self.spans.retain(|span| span.queue != record.queue.queue);
+        }
+        let mut record = self.recorder.lock();
+        record.failed(error);
+        self.spans.is_empty() || record.error_count() >= ERRORS_MAX
     }
 
     /// Whether a message is one of those to be read, and not one too many.

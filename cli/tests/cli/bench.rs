@@ -384,3 +384,24 @@ fn what_cannot_be_measured_is_refused_in_one_line_and_leaves_no_topic() {
     let unreachable = longwire().args(["--broker", "127.0.0.1:1", "bench", "produce"]).output();
     assert_eq!(failure(&unreachable.unwrap()).0, 4);
 }
+
+#[test]
+fn damaged_record_ends_the_reading_of_its_queue_with_a_report_and_the_error() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "2", "--durability", "write"]);
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"0\n1\n");
+    broker.store_bad("t");
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"3\n");
+    broker.ok_with(&["produce", "t", "--queue", "1"], b"a\nb\nc\n");
+    for (least, length) in [(5.0, &[][..]), (6.0, &["--duration", "300ms"])] {
+        let began = Instant::now();
+        let args = [&["bench", "consume", "--topic", "t", "--json"], length].concat();
+        let output = broker.run(&args);
+        assert!(began.elapsed() < Duration::from_secs(10), "{length:?}: {:?}", began.elapsed());
+        let (code, said) = failure(&output);
+        assert!(code == 1 && said.contains("offset 2 of queue t/0"), "{length:?}: {code}, {said}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["errors"]["CorruptRecord"], 1, "{report}");
+        assert!(number(&report, "/messages") >= least, "{report}");
+    }
+}

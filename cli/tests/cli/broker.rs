@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Child, Command, Output, Stdio};
 
 use longwire_broker::{Broker, Config};
-use longwire_proto::record::RecordDraft;
+use longwire_proto::record::{RecordDraft, sys_flag};
 use longwire_storage::RecordRun;
 use tempfile::TempDir;
 
@@ -73,13 +73,15 @@ impl TestBroker {
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// Stores a record as no producer of ours would make it.
-    pub(crate) fn store(&self, record: &RecordDraft<'_>) {
+    /// Stores a record in queue 0 that is complete, and that nobody can read.
+    pub(crate) fn store_bad(&self, topic: &str) {
+        let (body, sys_flag) = (&b"not compressed"[..], sys_flag::COMPRESSED);
+        let record = RecordDraft { topic, body, sys_flag, ..RecordDraft::default() };
         let store = self.broker.as_ref().unwrap().store();
-        let queue = store.topic(record.topic).unwrap().queue(record.queue).unwrap();
+        let queue = store.topic(topic).unwrap().queue(record.queue).unwrap();
         let mut bytes = Vec::new();
         record.encode(&mut bytes).unwrap();
-        let mut run = RecordRun::check(record.topic, record.queue, &mut bytes).unwrap();
+        let mut run = RecordRun::check(topic, record.queue, &mut bytes).unwrap();
         store.append_blocking(&queue, &mut run).unwrap();
     }
 

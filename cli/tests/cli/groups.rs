@@ -4,7 +4,6 @@ use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use longwire_proto::record::{RecordDraft, sys_flag};
 use serde_json::Value;
 
 use crate::broker::{TestBroker, failure};
@@ -124,8 +123,7 @@ fn bad_record_ends_a_member_with_a_way_past_it_and_what_was_written_committed() 
     let broker = TestBroker::start();
     broker.ok(&["topic", "create", "t", "--queues", "2"]);
     broker.ok_with(&["produce", "t", "--queue", "0"], b"0\n1\n");
-    let (topic, body) = ("t", &b"not compressed"[..]);
-    broker.store(&RecordDraft { topic, body, sys_flag: sys_flag::COMPRESSED, ..<_>::default() });
+    broker.store_bad("t");
     broker.ok_with(&["produce", "t", "--queue", "0"], b"3\n");
     let args = ["consume", "t", "--group", "g", "--timeout", "20s"];
     let output = broker.run(&args);
