@@ -195,8 +195,10 @@ fn conclude(
 ) -> Result<(), Failure> {
     report.interrupted = interrupted.is_cancelled();
     report.errors = record.errors;
+    // Either may fail, and what was measured is then still in the other.
+    let printed = report.print(global.json);
     files.write(&report, &record.latency)?;
-    report.print(global.json)?;
+    printed?;
     match record.first_error {
         _ if report.interrupted => Err(Failure::interrupted()),
         Some(error) => Err(Failure::from(error)),

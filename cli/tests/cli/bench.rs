@@ -296,9 +296,13 @@ fn files_of_an_earlier_run_are_replaced_whole_or_left_as_they_are() {
     fs::write(&file, &earlier).unwrap();
     let file_name = file.to_str().unwrap();
     let bench = ["bench", "produce", "-n", "1", "--warmup", "0s", "--hdr", file_name];
-    let output = longwire().args(bench).args(["--broker", "127.0.0.1:1"]).output().unwrap();
+    let new = folder.path().join("new.html");
+    let mut command = longwire();
+    let output = command.args(bench).arg("--html").arg(&new).args(["--broker", "127.0.0.1:1"]);
+    let output = output.output().unwrap();
     assert_eq!(failure(&output).0, 4);
     assert_eq!(fs::read_to_string(&file).unwrap(), earlier);
+    assert!(!fs::exists(&new).unwrap(), "of a run that has measured nothing");
 
     let broker = TestBroker::start();
     broker.ok(&bench);
@@ -306,6 +310,21 @@ fn files_of_an_earlier_run_are_replaced_whole_or_left_as_they_are() {
     assert!(written.trim_start().starts_with("Value"), "{written}");
     assert!(!written.contains("earlier"), "{written}");
     broker.ok(&[&bench[..7], &["/dev/null"]].concat());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn file_that_cannot_be_written_loses_nothing_but_itself() {
+    let broker = TestBroker::start();
+    let folder = tempfile::tempdir().unwrap();
+    let html = folder.path().join("a.html");
+    let args = ["bench", "produce", "-n", "100", "--warmup", "0s", "--json", "--hdr", "/dev/full"];
+    let output = broker.run(&[&args[..], &["--html", html.to_str().unwrap()]].concat());
+    let (code, said) = failure(&output);
+    assert!(code == 1 && said.contains("cannot write /dev/full"), "{code}: {said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(number(&report, "/messages"), 100.0);
+    assert!(fs::read_to_string(&html).unwrap().starts_with("<!DOCTYPE html>"));
 }
 
 #[test]
