@@ -139,12 +139,11 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
         (End::Interrupted, _) => Err(Failure::interrupted()),
         (End::Abandoned, _) => Err(Failure::reported(Exit::BrokenPipe)),
         (End::Idle, Some(max)) if written < max => {
-            let message = format!("no message came in time; {written} of {max} were written");
+            let message = format!("no message came in time; {written} of {max} written");
             Err(Failure::new(Exit::TimedOut, message))
         }
         (End::Idle, None) if args.group.is_none() && !args.follow => {
-            let message =
-                format!("no message came in time; {written} were written, not all there are");
+            let message = format!("no message came in time; {written} written, not all there are");
             Err(Failure::new(Exit::TimedOut, message))
         }
         _ => Ok(()),

@@ -88,10 +88,9 @@ async fn describe(global: &Global, name: &str) -> Result<(), Failure> {
     }
     let lag: u64 = group.queues.iter().map(|q| q.lag).sum();
     let mut text = format!(
-        "{}: {} member{}, generation {}, lag {}",
+        "{}: {}, generation {}, lag {}",
         group.name,
-        group.members.len(),
-        if group.members.len() == 1 { "" } else { "s" },
+        output::count(group.members.len() as u64, "member"),
         group.generation,
         output::grouped(lag)
     );
@@ -149,7 +148,8 @@ async fn reset(global: &Global, args: ResetArgs) -> Result<(), Failure> {
     let after = if args.dry_run {
         planned
     } else {
-        let what = format!("moving group {:?} in {} queues", args.name, planned.len());
+        let count = output::count(planned.len() as u64, "queue");
+        let what = format!("moving group {:?} in {count}", args.name);
         confirm(args.yes, &what)?;
         admin.reset_offsets(&args.name, topic, queues, point, false).await?
     };

@@ -80,6 +80,12 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
+/// So many of something: `1 queue`, `1,000 queues`.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(number))
+}
+
 /// A number of bytes for people: `17 B`, `1.5 KiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
@@ -105,6 +111,8 @@ mod tests {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_234_567), "1,234,567");
+        let counts = [0, 1, 2_000].map(|number| count(number, "queue"));
+        assert_eq!(counts, ["0 queues", "1 queue", "2,000 queues"]);
         assert_eq!(bytes(17), "17 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(time(1_700_000_000_123), "2023-11-14T22:13:20.123Z");

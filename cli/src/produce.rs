@@ -231,8 +231,8 @@ fn report(global: &Global, topic: &str, sent: &Sent, took: Duration) -> Result<(
     if !global.quiet {
         let level = sent.level.map(|level| format!(", {level}")).unwrap_or_default();
         output::note(&format!(
-            "{} messages, {} in {:.3} s, {mb_per_s:.1} MB/s{level}",
-            output::grouped(sent.messages),
+            "{}, {} in {:.3} s, {mb_per_s:.1} MB/s{level}",
+            output::count(sent.messages, "message"),
             output::bytes(sent.bytes),
             took.as_secs_f64(),
         ));

@@ -132,7 +132,7 @@ async fn create(global: &Global, args: CreateArgs) -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    report(global, &topic, if created { "created" } else { "exists already:" })
+    report(global, &topic, if created { "created" } else { "exists already" })
 }
 
 async fn list(global: &Global, system: bool) -> Result<(), Failure> {
@@ -227,10 +227,9 @@ fn report(global: &Global, topic: &Topic, outcome: &str) -> Result<(), Failure> 
 
 fn summary(topic: &Topic) -> String {
     format!(
-        "{}: {} queue{}, durability {}, retention {}",
+        "{}: {}, durability {}, retention {}",
         topic.name,
-        topic.queues,
-        if topic.queues == 1 { "" } else { "s" },
+        output::count(topic.queues.into(), "queue"),
         topic.durability.name(),
         retention(topic)
     )

@@ -19,7 +19,7 @@ use super::target::Target;
 use super::{FileArgs, LoadArgs, TopicArgs, conclude, files::Files};
 use crate::Global;
 use crate::error::{Exit, Failure};
-use crate::interrupt;
+use crate::{interrupt, output};
 
 /// What a topic of its own is filled with, unless something else is asked for.
 const FILL_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
@@ -83,8 +83,9 @@ async fn measure(
     let clients = args.fill.clients;
     if clients > target.queues {
         return Err(Failure::usage(format!(
-            "{clients} clients cannot share {} queues; give --clients {} or more --queues",
-            target.queues, target.queues
+            "{clients} clients cannot share {}; give --clients {} or more --queues",
+            output::count(target.queues.into(), "queue"),
+            target.queues
         )));
     }
     let ranges = match target.own {

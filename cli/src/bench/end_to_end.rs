@@ -16,7 +16,7 @@ use super::target::Target;
 use super::{FileArgs, LengthArgs, LoadArgs, TopicArgs, conclude, files::Files};
 use crate::Global;
 use crate::error::{Exit, Failure};
-use crate::interrupt;
+use crate::{interrupt, output};
 
 /// Nothing arriving for so long means that nothing more will.
 const STALL_MAX: Duration = Duration::from_secs(10);
@@ -72,8 +72,8 @@ async fn measure(
     let consumers = args.consumers.unwrap_or(clients.min(target.queues));
     if consumers > target.queues {
         return Err(Failure::usage(format!(
-            "{consumers} consumers cannot share {} queues",
-            target.queues
+            "{consumers} consumers cannot share {}",
+            output::count(target.queues.into(), "queue")
         )));
     }
     let stop = interrupted.child_token();

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinHandle;
 
 use super::record::{Amount, Recorder};
-use crate::output::{grouped, mb_per_s};
+use crate::output::{count, grouped, mb_per_s};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -65,11 +65,11 @@ async fn show(bar: ProgressBar, recorders: Vec<Arc<Recorder>>) {
         let messages = total.messages.saturating_sub(seen.messages) as f64;
         let rate = messages / took.as_secs_f64().max(1e-6);
         bar.set_message(format!(
-            "{} messages, {} messages/s, {:.1} MB/s, {} errors",
-            grouped(total.messages),
+            "{}, {} messages/s, {:.1} MB/s, {}",
+            count(total.messages, "message"),
             grouped(rate as u64),
             mb_per_s(total.bytes.saturating_sub(seen.bytes), took),
-            grouped(errors),
+            count(errors, "error"),
         ));
         bar.tick();
         (seen, seen_at) = (total, Instant::now());

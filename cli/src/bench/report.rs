@@ -12,7 +12,7 @@ use super::record::Record;
 use super::target::Target;
 use super::timeline::Rates;
 use crate::error::Failure;
-use crate::output::{self, grouped, rounded};
+use crate::output::{self, count, grouped, rounded};
 
 /// The quantiles of every table, as JSON and people call them.
 const QUANTILES: [(&str, f64); 5] =
@@ -189,7 +189,7 @@ impl Report {
         let mut row = |name: &str, figure: String, note: String| {
             rows.push([name.to_owned(), figure, note]);
         };
-        let topic = format!("in {} queues of topic {}", grouped(self.queues.into()), self.topic);
+        let topic = format!("in {} of topic {}", count(self.queues.into(), "queue"), self.topic);
         row("messages", grouped(self.messages), topic);
         let size = self.load.as_ref().map(|load| format!("size {}", load.size));
         row("bytes", output::bytes(self.bytes), size.unwrap_or_default());
@@ -219,8 +219,8 @@ impl Report {
             row("out of order", grouped(found.out_of_order), String::new());
         }
         row("errors", grouped(self.errors.values().sum()), String::new());
-        for (name, count) in &self.errors {
-            row(&format!("  {name}"), grouped(*count), String::new());
+        for (name, times) in &self.errors {
+            row(&format!("  {name}"), grouped(*times), String::new());
         }
         rows
     }
@@ -229,7 +229,7 @@ impl Report {
         let Some(load) = &self.load else {
             return String::new();
         };
-        let keys = load.keys.map(|keys| format!(", {} keys", grouped(keys.into())));
+        let keys = load.keys.map(|keys| format!(", {}", count(keys.into(), "key")));
         format!("compression {}{}", load.compression, keys.unwrap_or_default())
     }
 

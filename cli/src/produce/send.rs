@@ -13,7 +13,7 @@ use super::input::{Input, Portion};
 use super::lines::{Ending, Piece};
 use super::{EOL_NONE, EOL_PROPERTY};
 use crate::error::{Exit, Failure};
-use crate::interrupt;
+use crate::{interrupt, output};
 
 /// Portions whose deliveries may be outstanding, beside what the producer's own buffer bounds.
 const PORTIONS_AHEAD: usize = 64;
@@ -88,7 +88,7 @@ pub(crate) async fn all(
             }
         },
         Ok((sent, Some(error))) => {
-            let stored = format!("{} messages before it were stored", sent.messages);
+            let stored = format!("stored before it: {}", output::count(sent.messages, "message"));
             (sent, Err(Failure::from(error).and(&stored)))
         }
         Err(error) => (Sent::default(), Err(Failure::failed(format!("cannot send: {error}")))),
@@ -97,8 +97,9 @@ pub(crate) async fn all(
 
 fn unanswered(stored: u64, unknown: u64) -> Failure {
     let message = format!(
-        "interrupted: {stored} messages were stored; {unknown} more may have been or not, as the \
-         broker did not answer"
+        "interrupted: {} stored; {} more may have been or not, as no acknowledgement came",
+        output::count(stored, "message"),
+        output::grouped(unknown)
     );
     Failure::new(Exit::Interrupted, message)
 }

@@ -118,7 +118,8 @@ impl Report {
                 false => "NOT VERIFIED",
             },
         );
-        let topic = format!("in {} queues, durability {}", self.queues, self.durability);
+        let queues = output::count(self.queues.into(), "queue");
+        let topic = format!("in {queues}, durability {}", self.durability);
         row("bytes", output::bytes(self.bytes), &topic);
         let rate = |seconds: f64| grouped((self.messages as f64 / seconds.max(1e-6)) as u64);
         let (produced, consumed) = (rate(self.produce_seconds), rate(self.consume_seconds));

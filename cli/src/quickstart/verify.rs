@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use crate::output::{count, grouped};
+
 /// Problems that are spelled out; one damaged queue could otherwise fill the screen.
 const PROBLEMS_MAX: usize = 10;
 
@@ -122,15 +124,17 @@ impl Receipts {
             let end = ends.get(queue).copied().unwrap_or_default();
             if sent.lines != received.lines {
                 problems.push(format!(
-                    "queue {queue}: {} lines were sent and {} came back",
-                    sent.lines, received.lines
+                    "queue {queue}: sent {}, received {}",
+                    count(sent.lines, "line"),
+                    grouped(received.lines)
                 ));
             } else if sent.digest() != received.digest() {
                 problems.push(format!("queue {queue}: what came back differs from what was sent"));
             } else if end != sent.lines {
                 problems.push(format!(
-                    "queue {queue}: {} lines were sent and {end} were stored",
-                    sent.lines
+                    "queue {queue}: sent {}, stored {}",
+                    count(sent.lines, "line"),
+                    grouped(end)
                 ));
             }
         }

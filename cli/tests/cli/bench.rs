@@ -390,6 +390,7 @@ fn what_cannot_be_measured_is_refused_in_one_line_and_leaves_no_topic() {
         (2, "32", &["end-to-end", "--size", "31"]),
         (2, "cannot share", &["end-to-end", "--queues", "2", "--consumers", "3"]),
         (2, "cannot share", &["consume", "--queues", "2", "--clients", "3"]),
+        (2, "share 1 queue;", &["consume", "--queues", "1", "--clients", "3"]),
         (2, "cannot write", &["produce", "--hdr", "/"]),
         (3, "none", &["produce", "--topic", "none"]),
         (3, "none", &["consume", "--topic", "none"]),
