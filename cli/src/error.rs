@@ -105,7 +105,10 @@ fn exit_of(error: &Error) -> Exit {
             ErrorCode::UnknownTopic | ErrorCode::UnknownQueue | ErrorCode::UnknownGroup => {
                 Exit::NotFound
             }
-            ErrorCode::InvalidName | ErrorCode::InvalidRequest => Exit::Usage,
+            ErrorCode::InvalidName
+            | ErrorCode::InvalidRequest
+            | ErrorCode::OffsetOutOfRange
+            | ErrorCode::SystemTopic => Exit::Usage,
             ErrorCode::MessageTooLarge => Exit::InputRefused,
             ErrorCode::ShuttingDown | ErrorCode::StorePoisoned => Exit::Unreachable,
             ErrorCode::Timeout => Exit::TimedOut,

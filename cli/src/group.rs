@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use clap::{Args, Subcommand};
-use longwire_client::{GroupDescription, QueueOffset};
+use longwire_client::{Error, ErrorCode, GroupDescription, QueueOffset};
 use serde_json::{Value, json};
 
 use crate::Global;
@@ -144,14 +144,18 @@ async fn reset(global: &Global, args: ResetArgs) -> Result<(), Failure> {
     let before: HashMap<_, _> = before.iter().map(|o| ((&*o.topic, o.queue), o.offset)).collect();
     let committed = |o: &QueueOffset| before.get(&(&*o.topic, o.queue)).copied();
     let (topic, queues, point) = (&args.topic, &args.queues, args.to.to_client());
-    let planned = admin.reset_offsets(&args.name, topic, queues, point, true).await?;
+    let reset = async |dry_run| {
+        let reset = admin.reset_offsets(&args.name, topic, queues, point, dry_run).await;
+        reset.map_err(|error| cannot_reset(error, queues))
+    };
+    let planned = reset(true).await?;
     let after = if args.dry_run {
         planned
     } else {
         let count = output::count(planned.len() as u64, "queue");
         let what = format!("moving group {:?} in {count}", args.name);
         confirm(args.yes, &what)?;
-        admin.reset_offsets(&args.name, topic, queues, point, false).await?
+        reset(false).await?
     };
     if global.json {
         let moved = |o: &QueueOffset| json!({"topic": &*o.topic, "queue": o.queue, "from": committed(o), "to": o.offset});
@@ -166,6 +170,14 @@ async fn reset(global: &Global, args: ResetArgs) -> Result<(), Failure> {
     });
     let to = if args.dry_run { "WOULD BE" } else { "NOW" };
     output::line(&output::table(&["TOPIC", "QUEUE", "COMMITTED", to], &[1, 2, 3], rows))
+}
+
+/// An offset that a single queue does not have keeps all of them where they are.
+fn cannot_reset(error: Error, queues: &[u32]) -> Failure {
+    match error.code() == Some(ErrorCode::OffsetOutOfRange) && queues.len() != 1 {
+        true => Failure::from(error).and("no queue was moved; --queue N moves one alone"),
+        false => Failure::from(error),
+    }
 }
 
 fn to_json(group: &GroupDescription) -> Value {

@@ -63,6 +63,7 @@ fn exit_codes_say_what_went_wrong_in_one_line() {
         (2, &["consume", "t", "--json", "--format", "hex"]),
         (2, &["--json", "consume", "t", "--print", "body"]),
         (2, &["consume", "t", "--json", "--output-dir", "."]),
+        (2, &["produce", "%SYS%OFFSETS"]),
         (3, &["topic", "describe", "none"]),
         (3, &["consume", "none"]),
         (3, &["consume", "t", "--queue", "2"]),

@@ -66,6 +66,22 @@ fn group_is_moved_only_when_that_is_wanted() {
 }
 
 #[test]
+fn offset_that_a_queue_does_not_have_is_wrong_usage_and_one_queue_is_moved_alone() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "2"]);
+    broker.ok_with(&["produce", "t", "--queue", "1"], b"0\n1\n2\n");
+    broker.ok(&["consume", "t", "--group", "g", "--max", "3"]);
+    let reset = ["group", "reset", "g", "--topic", "t", "--to", "2", "--yes"];
+    let (code, said) = failure(&broker.run(&reset));
+    assert!(code == 2 && said.contains("t/0: offset 2"), "{code}: {said}");
+    assert!(said.contains("--queue N") && said.lines().count() == 1, "{said}");
+    let (code, said) = failure(&broker.run(&[&reset[..], &["--queue", "0"]].concat()));
+    assert!(code == 2 && !said.contains("--queue"), "{code}: {said}");
+    broker.ok(&[&reset[..], &["--queue", "1"]].concat());
+    assert_eq!(broker.ok(&["consume", "t", "--group", "g", "--max", "1"]), b"2\n");
+}
+
+#[test]
 fn interrupted_member_commits_what_it_has_written_and_leaves() {
     let broker = TestBroker::start();
     broker.ok(&["topic", "create", "t", "--queues", "2"]);
