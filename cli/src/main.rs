@@ -14,6 +14,7 @@ mod quickstart;
 mod size;
 mod topic;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -34,13 +35,14 @@ struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 struct Global {
-    /// The broker's control plane; it tells where its data plane is.
+    /// The broker's control plane; it tells where its data plane is. Default: the environment's
+    /// LONGWIRE_BROKER, or 127.0.0.1:7651.
     #[arg(
         long,
         global = true,
-        env = "LONGWIRE_BROKER",
         value_name = "HOST:PORT",
-        default_value = "127.0.0.1:7651",
+        default_value_t = default_broker(std::env::var_os("LONGWIRE_BROKER")),
+        hide_default_value = true,
         help_heading = "Global options"
     )]
     broker: String,
@@ -50,6 +52,15 @@ struct Global {
     /// No progress bars, summaries and warnings, only results and errors.
     #[arg(short, long, global = true, help_heading = "Global options")]
     quiet: bool,
+}
+
+/// The broker where the command line names none. As clap's own `env` a variable would count as given
+/// there: an empty one too, and every usage line would show it.
+fn default_broker(variable: Option<OsString>) -> String {
+    match variable.filter(|address| !address.is_empty()) {
+        Some(address) => address.to_string_lossy().into_owned(),
+        None => "127.0.0.1:7651".to_owned(),
+    }
 }
 
 #[derive(Debug, Subcommand)]

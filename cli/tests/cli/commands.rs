@@ -93,6 +93,30 @@ fn broker_that_is_not_there_is_exit_code_4() {
 }
 
 #[test]
+fn broker_of_the_environment_is_a_default_and_an_empty_one_is_none() {
+    let broker = TestBroker::start();
+    let (code, said) = failure(&broker.run(&["topic", "create"]));
+    assert!(code == 2 && !said.contains("--broker"), "a usage without it: {said}");
+    broker.ok(&["topic", "list"]);
+
+    // Whatever listens at the port where a broker is looked for.
+    let output = longwire().env("LONGWIRE_BROKER", "").args(["topic", "list"]).output().unwrap();
+    let (code, said) = failure(&output);
+    assert!(code == 0 || said.contains("127.0.0.1:7651"), "{code}: {said}");
+}
+
+#[test]
+fn address_of_ipv6_without_brackets_is_refused_with_how_it_is_written() {
+    for address in ["::1:7651", "http://fe80::1:7651"] {
+        let output = longwire().args(["--broker", address, "topic", "list"]).output().unwrap();
+        let (code, said) = failure(&output);
+        assert!(code == 2 && said.contains("in brackets, e.g. [::1]:7651"), "{code}: {said}");
+    }
+    let output = longwire().args(["--broker", "[::1]:1", "topic", "list"]).output().unwrap();
+    assert_eq!(failure(&output).0, 4);
+}
+
+#[test]
 fn port_that_is_no_control_plane_is_exit_code_4_and_the_right_one_is_named() {
     let broker = TestBroker::start();
     for port in [broker.data_address(), broker.http_address()] {
