@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use longwire_client::{Error, ErrorKind, RecordRef};
 use tokio_util::sync::CancellationToken;
 
 use crate::Global;
@@ -147,6 +148,17 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Result<(), Failur
             Err(Failure::new(Exit::TimedOut, message))
         }
         _ => Ok(()),
+    }
+}
+
+/// Why a consumer ended; with what to do, given a queue and an offset, about a bad record before that.
+/// It would end every later start as well.
+fn cannot_read(error: Error, way_on: impl FnOnce(u32, u64) -> String) -> Failure {
+    let bad = error.record().filter(|_| error.kind() == ErrorKind::CorruptRecord).cloned();
+    let failure = Failure::from(error);
+    match bad {
+        Some(RecordRef { queue, offset, .. }) => failure.and(&way_on(queue.queue, offset + 1)),
+        None => failure,
     }
 }
 

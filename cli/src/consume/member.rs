@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use longwire_client::{
-    Client, Consumer, Error, ErrorCode, ErrorKind, Received, RecordRef, StartAt, TagFilter,
-    TopicQueue,
-};
+use longwire_client::{Client, Consumer, Error, ErrorCode, Received, StartAt, TagFilter};
 use tokio::time::Instant;
 
 use super::ordered::until;
 use super::sink::Sink;
-use super::{End, Limits, Tags};
+use super::{End, Limits, Tags, cannot_read};
 use crate::error::{Exit, Failure};
 use crate::interrupt;
 use crate::point::Point;
@@ -59,7 +56,7 @@ impl Membership<'_> {
             .auto_commit(Some(COMMIT_INTERVAL));
         let setup = async { Ok(consumer.build().await?) };
         let consumer = interrupt::race(&limits.interrupted, setup).await?;
-        let reading = Reading { group: self.group, consumer, written: 0 };
+        let reading = Reading { membership: self, consumer, written: 0 };
         tokio::select! {
             biased;
             outcome = reading.complete(limits, sink) => outcome,
@@ -80,7 +77,7 @@ enum Step {
 
 /// Messages are written before more are asked for, so what the consumer takes for done is written.
 struct Reading<'a> {
-    group: &'a str,
+    membership: &'a Membership<'a>,
     consumer: Consumer,
     written: u64,
 }
@@ -95,7 +92,9 @@ impl Reading<'_> {
                 // dropped: it goes to another member, or comes again.
                 Ok(Step::Received(messages)) => self.write(&messages, sink)?,
                 Ok(Step::End(end)) => break Ok(end),
-                Err(error) => break Err(self.cannot_read(error)),
+                Err(error) => {
+                    break Err(cannot_read(error, |queue, next| self.way_on(queue, next)));
+                }
             }
             idle = limits.idle.map(|idle| Instant::now() + idle);
         };
@@ -131,17 +130,11 @@ impl Reading<'_> {
         }
     }
 
-    /// With what to do about a bad record: it would end every later start as well.
-    fn cannot_read(&self, error: Error) -> Failure {
-        let bad = error.record().filter(|_| error.kind() == ErrorKind::CorruptRecord).cloned();
-        let failure = Failure::from(error);
-        let Some(RecordRef { queue: TopicQueue { topic, queue }, offset, .. }) = bad else {
-            return failure;
-        };
-        let (group, next) = (self.group, offset + 1);
-        failure.and(&format!(
+    fn way_on(&self, queue: u32, next: u64) -> String {
+        let Membership { group, topic, .. } = self.membership;
+        format!(
             "'longwire group reset {group} --topic {topic} --queue {queue} --to {next}' passes over it"
-        ))
+        )
     }
 
     fn write(&mut self, messages: &[Received], sink: &mut Sink) -> Result<(), Failure> {

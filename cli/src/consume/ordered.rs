@@ -239,7 +239,9 @@ impl Reading {
             let received = tokio::select! {
                 biased;
                 () = limits.interrupted.cancelled() => return Ok(End::Interrupted),
-                received = self.consumer.recv_many(RECEIVE_MAX) => received?,
+                received = self.consumer.recv_many(RECEIVE_MAX) => {
+                    received.map_err(|error| self.origin.cannot_read(error))?
+                }
                 _ = look.tick(), if self.merge.is_awaiting() => Vec::new(),
                 () = sink.abandoned() => return Ok(End::Abandoned),
                 () = until(idle) => return Ok(End::Idle),

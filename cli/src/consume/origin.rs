@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use longwire_client::{Admin, Topic};
+use longwire_client::{Admin, Error, ErrorCode, Topic};
 use tokio::time::Instant;
 
-use crate::error::Failure;
+use super::cannot_read;
+use crate::error::{Exit, Failure};
 
 /// The topic that is read, as it was when reading began.
 ///
@@ -41,6 +42,18 @@ impl Origin {
         self.known_to = statistics.written_position;
         self.asked = Some(Instant::now());
         Ok(())
+    }
+
+    /// Why nothing more of it can be read.
+    pub(super) fn cannot_read(&self, error: Error) -> Failure {
+        let topic = &self.topic.name;
+        if error.code() == Some(ErrorCode::UnknownTopic) {
+            let message = format!("there is no topic {topic:?} any more; it has been deleted");
+            return Failure::new(Exit::NotFound, message);
+        }
+        cannot_read(error, |queue, next| {
+            format!("'longwire consume {topic} --queue {queue} --from {next}' goes on behind it")
+        })
     }
 
     /// Fails if the topic of this name is another one now.

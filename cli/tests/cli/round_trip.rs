@@ -310,6 +310,40 @@ fn topic_made_anew_under_a_slow_reader_is_not_gone_on_with() {
 }
 
 #[test]
+fn bad_record_ends_a_reader_with_a_way_to_go_on_behind_it() {
+    let broker = TestBroker::start();
+    broker.ok(&["topic", "create", "t", "--queues", "2"]);
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"0\n1\n");
+    broker.store_bad("t");
+    broker.ok_with(&["produce", "t", "--queue", "0"], b"3\n");
+    let way_on = "longwire consume t --queue 0 --from 3";
+    for how in [&[][..], &["--follow", "--timeout", "20s"]] {
+        let output = broker.run(&[&["consume", "t"], how].concat());
+        let (code, said) = failure(&output);
+        assert!(code == 1 && said.contains(&format!("'{way_on}'")), "{how:?}: {code}, {said}");
+        assert_eq!((output.stdout, said.lines().count()), (b"0\n1\n".to_vec(), 1), "{said}");
+    }
+    let way_on: Vec<_> = way_on.split(' ').skip(1).collect();
+    assert_eq!(broker.ok(&way_on), b"3\n");
+}
+
+#[test]
+fn topic_deleted_under_a_reader_ends_it_by_saying_so() {
+    let broker = TestBroker::with(|config| config.broker.auto_create_topics = false);
+    for how in [&[][..], &["--queue", "0", "--queue", "1"]] {
+        broker.ok(&["topic", "create", "t", "--queues", "2"]);
+        broker.ok_with(&["produce", "t"], b"a\n");
+        let args = [&["consume", "t", "--follow", "--quiet"], how].concat();
+        let mut reader = broker.spawn(&args, Stdio::null());
+        reader.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+        broker.ok(&["topic", "delete", "t", "--yes"]);
+        let (code, said) = failure(&reader.wait_with_output().unwrap());
+        assert!(code == 3 && said.contains("there is no topic \"t\" any more"), "{code}: {said}");
+        assert!(!said.contains("UNKNOWN_TOPIC") && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
 fn keys_come_back_with_their_blanks() {
     let broker = TestBroker::start();
     let lines = b"a  b=1\n x =2\n";
