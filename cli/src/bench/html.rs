@@ -30,7 +30,7 @@ td.note { color: var(--soft); overflow-wrap: anywhere; } .bad { color: var(--bad
 svg { display: block; width: 100%; height: auto; } svg.narrow { display: none; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .grid { stroke: var(--rule); } svg .line { fill: none; stroke: var(--line);
-  stroke-width: 2; stroke-linejoin: round; }
+  stroke-width: 2; stroke-linejoin: round; } svg .point { fill: var(--line); }
 @media (max-width: 600px) { svg.wide { display: none; } svg.narrow { display: block; } }
 ";
 
@@ -132,8 +132,11 @@ fn latency_plot(latency: &Histogram<u64>, labels: usize) -> Plot {
 
 fn throughput_plot(report: &Report, labels: usize) -> Plot {
     let rates = &report.timeline;
-    // Each point stands for the stretch around it.
-    let at = |index: usize| (index as f64 + 0.5) * rates.seconds_per_point;
+    // Each point stands for the stretch around it, the last of which ends with the run.
+    let at = |index: usize| {
+        let begins = index as f64 * rates.seconds_per_point;
+        f64::midpoint(begins, (begins + rates.seconds_per_point).min(report.seconds))
+    };
     let line = rates.messages_per_s.iter().enumerate().map(|(i, &rate)| (at(i), rate)).collect();
     let most = rates.messages_per_s.iter().copied().fold(0.0, f64::max);
     Plot {

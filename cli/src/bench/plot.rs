@@ -35,7 +35,9 @@ impl Axis {
 
     /// An axis from 0 with at most so many round labels.
     pub(super) fn from_zero(name: &str, most: f64, labels: usize) -> Axis {
-        let step = round_step(most.max(1e-3) / labels.max(1) as f64);
+        // Where there is nothing, what an axis goes to means nothing either.
+        let most = if most > 0.0 { most.max(1e-6) } else { 1.0 };
+        let step = round_step(most / labels.max(1) as f64);
         let count = (most / step).ceil().max(1.0) as u32;
         let ticks = (0..=count).map(|n| f64::from(n) * step).map(|at| (at, short(at))).collect();
         Axis { name: name.to_owned(), from: 0.0, to: f64::from(count) * step, ticks }
@@ -64,7 +66,8 @@ fn short(value: f64) -> String {
         value if value >= 1e3 => (value / 1e3, "k"),
         value => (value, ""),
     };
-    format!("{}{unit}", (value * 1e3).round() / 1e3)
+    // As fine as the steps of the shortest axis; multiples of a step are not exact.
+    format!("{}{unit}", (value * 1e9).round() / 1e9)
 }
 
 impl Plot {
@@ -99,9 +102,8 @@ impl Plot {
                 bottom + 17.0
             );
         }
-        let points: Vec<String> =
-            self.line.iter().map(|&(at, value)| format!("{:.1},{:.1}", x(at), y(value))).collect();
-        let _ = writeln!(svg, "<polyline class=\"line\" points=\"{}\"/>", points.join(" "));
+        let points: Vec<_> = self.line.iter().map(|&(at, value)| (x(at), y(value))).collect();
+        svg.push_str(&drawn(&points));
         let (middle, centre) = (LEFT + inner_width / 2.0, TOP + inner_height / 2.0);
         let _ = write!(
             svg,
@@ -116,19 +118,30 @@ impl Plot {
     }
 }
 
+/// A line through points of the drawing. One alone makes no line that could be seen.
+fn drawn(points: &[(f64, f64)]) -> String {
+    if let [(x, y)] = points {
+        return format!("<circle class=\"point\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\"/>\n");
+    }
+    let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    format!("<polyline class=\"line\" points=\"{}\"/>\n", points.join(" "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn axes_from_zero_have_few_round_labels_that_enclose_the_values() {
-        for most in [0.0, 0.7, 3.0, 10.0, 99.0, 1_234.0, 5e6] {
+        for most in [0.0, 1e-7, 4e-5, 0.7, 3.0, 10.0, 99.0, 1_234.0, 5e6] {
             let axis = Axis::from_zero("messages/s", most, 5);
             assert!(axis.to >= most && axis.ticks.len() <= 7, "{most}: {axis:?}");
             assert_eq!(axis.ticks[0].1, "0");
         }
         let labels = |most| Axis::from_zero("", most, 4).ticks.into_iter().map(|(_, label)| label);
         assert_eq!(labels(1_600.0).collect::<Vec<_>>(), ["0", "500", "1k", "1.5k", "2k"]);
+        let short: Vec<_> = labels(0.0005).collect();
+        assert_eq!(short, ["0", "0.0002", "0.0004", "0.0006"]);
         let cut = Axis::from_zero("seconds", 6.1, 8).ending_at(6.1);
         assert_eq!((cut.to, cut.ticks.last().unwrap().0), (6.1, 6.0));
     }

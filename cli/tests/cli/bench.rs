@@ -289,6 +289,31 @@ fn files_are_written_and_well_formed() {
 }
 
 #[test]
+fn single_message_is_seen_between_labels_that_differ() {
+    let broker = TestBroker::start();
+    let folder = tempfile::tempdir().unwrap();
+    let html = folder.path().join("a.html");
+    let args = ["bench", "produce", "-n", "1", "--warmup", "0s", "--html"];
+    broker.ok(&[&args[..], &[html.to_str().unwrap()]].concat());
+    let html = fs::read_to_string(html).unwrap();
+    let plots: Vec<&str> = html.split("<svg").skip(1).collect();
+    assert_eq!(plots.len(), 4);
+    for plot in plots {
+        let plot = plot.split("</svg>").next().unwrap();
+        // Throughput has two points where this one message took long.
+        let line = plot.split("points=\"").nth(1).and_then(|points| points.split('"').next());
+        let is_line = line.is_some_and(|points| points.contains(' '));
+        assert!(is_line || plot.contains("<circle class=\"point\""), "{plot}");
+        for anchored in ["text-anchor=\"end\">", "text-anchor=\"middle\">"] {
+            let labels = plot.split(anchored).skip(1);
+            let labels: Vec<&str> = labels.map(|text| text.split('<').next().unwrap()).collect();
+            let different: std::collections::BTreeSet<_> = labels.iter().collect();
+            assert_eq!(different.len(), labels.len(), "{labels:?}");
+        }
+    }
+}
+
+#[test]
 fn files_of_an_earlier_run_are_replaced_whole_or_left_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.hgrm");
