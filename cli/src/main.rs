@@ -189,6 +189,8 @@ mod tests {
             "longwire produce orders --split 0",
             "longwire produce orders --rate 0",
             "longwire produce orders --property novalue",
+            "longwire produce orders --tag=",
+            "longwire produce orders --key=",
             "longwire produce orders --tag a||b",
             "longwire produce orders --tag *",
             "longwire produce orders --tag=\u{a0}a",

@@ -46,9 +46,11 @@ pub(crate) struct ProduceArgs {
     #[arg(long, value_name = "lines|file|SIZE", default_value = "lines")]
     split: SplitArg,
     /// Key of every message.
-    #[arg(short, long, value_name = "KEY")]
+    #[arg(short, long, value_name = "KEY",
+        value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key: Option<String>,
-    /// What stands before this in a line is its key, what stands behind it the body.
+    /// What stands before this in a line is its key, what stands behind it the body. An empty key is
+    /// none.
     #[arg(short = 'K', long, value_name = "SEP", conflicts_with = "key",
         value_parser = clap::builder::NonEmptyStringValueParser::new())]
     key_separator: Option<String>,
@@ -122,6 +124,7 @@ impl CompressionArg {
 /// One that a filter can name, as `longwire consume --tag` and RocketMQ write them.
 fn tag(text: &str) -> Result<String, String> {
     match text {
+        "" => Err("an empty tag is none: leave the option out".to_owned()),
         "*" => Err("no consumer could ask for it: '*' there means every tag".to_owned()),
         _ if text.contains("||") => {
             Err("no consumer could ask for it: '||' there separates tags".to_owned())

@@ -81,6 +81,16 @@ fn exit_codes_say_what_went_wrong_in_one_line() {
 }
 
 #[test]
+fn empty_keys_and_tags_which_would_be_none_are_refused() {
+    let broker = TestBroker::start();
+    for option in ["--key", "--tag", "--key-separator", "--property"] {
+        let (code, said) = failure(&broker.run_with(&["produce", "t", option, ""], b"line\n"));
+        assert!(code == 2 && said.contains(option), "{code}: {said}");
+    }
+    assert!(broker.json(&["topic", "list"]).as_array().unwrap().is_empty(), "nothing was sent");
+}
+
+#[test]
 fn broker_that_is_not_there_is_exit_code_4() {
     for args in [&["topic", "list"][..], &["produce", "t"], &["consume", "t"]] {
         let mut command = longwire();
