@@ -128,7 +128,7 @@ struct LengthArgs {
     #[arg(short = 'n', long, value_name = "N", conflicts_with = "duration",
         value_parser = clap::value_parser!(u64).range(1..))]
     messages: Option<u64>,
-    /// Measure for so long. Default: 10s.
+    /// Measure for so long; with --rate all that was due in that time. Default: 10s.
     #[arg(short, long, value_name = "TIME", value_parser = time_not_zero)]
     duration: Option<Duration>,
     /// Go on for so long before anything is measured.

@@ -58,8 +58,8 @@ pub(crate) struct ConsumeArgs {
     /// Stop after so many messages.
     #[arg(short, long, value_name = "N")]
     max: Option<u64>,
-    /// Stop when no message has come for so long. Exit code 5 if --max, or without --group and
-    /// --follow the end, was not reached by then.
+    /// Stop when no message has come for so long; until then a broker that is lost is waited for.
+    /// Exit code 5 if --max, or without --group and --follow the end, was not reached by then.
     #[arg(long, value_name = "TIME", value_parser = size::duration)]
     timeout: Option<Duration>,
     /// How a message is written: 'lines' (body and newline, exactly as it was read), 'raw' (bodies

@@ -12,7 +12,8 @@ Exit codes:
   1    failed, or not verified
   2    wrong usage, or an argument the broker cannot take
   3    no such topic, queue or group
-  4    the broker cannot be reached, or was lost
+  4    the broker cannot be reached, or was lost ('consume' goes on trying unless
+       --timeout ends it)
   5    timed out
   6    input refused: a line or file longer than 4 MiB, or a line without a key
        that can be stored

@@ -47,7 +47,8 @@ const PREFETCH_BYTES: usize = 8 << 20;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct QuickstartArgs {
-    /// A file or folder. Default: the sources of the repository around the current folder.
+    /// A file or folder. Default: the sources of the repository around the current folder, else of
+    /// the one this was built from.
     path: Option<PathBuf>,
     /// Number of queues.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]

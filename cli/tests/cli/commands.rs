@@ -258,9 +258,29 @@ fn whatever_has_to_connect_first_can_be_interrupted_where_nothing_answers() {
 }
 
 #[test]
+fn helps_say_what_is_done_where_it_is_not_obvious() {
+    for (args, what) in [
+        (&["produce"][..], "An empty key is none"),
+        (&["consume"], "a broker that is lost is waited for"),
+        (&["bench", "produce"], "with --rate all that was due in that time"),
+        (&["bench", "end-to-end"], "with --rate all that was due in that time"),
+        (&["quickstart"], "else of the one this was built from"),
+    ] {
+        let help = longwire().args(args).arg("-h").output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let words: Vec<&str> = help.split_whitespace().collect();
+        assert!(words.join(" ").contains(what), "{args:?}: {help}");
+    }
+}
+
+#[test]
 fn help_names_the_exit_codes_and_shells_get_completions() {
     let help = longwire().arg("--help").output().unwrap();
-    assert!(String::from_utf8(help.stdout).unwrap().contains("130  interrupted"));
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(
+        help.contains("130  interrupted") && help.contains("unless\n       --timeout"),
+        "{help}"
+    );
     for shell in ["bash", "zsh", "fish"] {
         let script = longwire().args(["completions", shell]).output().unwrap();
         assert!(script.status.success());
