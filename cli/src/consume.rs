@@ -4,7 +4,6 @@ pub(crate) mod format;
 mod member;
 mod merge;
 mod ordered;
-mod origin;
 mod sink;
 
 use std::path::PathBuf;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longwire_client::{
-    Admin, Client, Consumer, QueueRange, Received, TagFilter, TopicDescription, TopicQueue,
+    Admin, Client, Consumer, Error, ErrorCode, QueueRange, Received, TagFilter, TopicDescription,
+    TopicQueue,
 };
 use tokio::time::Instant;
 
 use super::merge::{Balance, Merge};
-use super::origin::Origin;
 use super::sink::Sink;
-use super::{End, Limits, Tags};
+use super::{End, Limits, Tags, cannot_read};
 use crate::error::{Exit, Failure};
 use crate::point::Point;
 use crate::{interrupt, output};
@@ -27,9 +27,6 @@ const RECEIVE_MAX: usize = 4096;
 /// How often a queue from which nothing comes is looked at: what was awaited there may be retained no
 /// more.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often the broker is asked, at most, whether what arrives is still of the same topic.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is to be read.
 #[derive(Debug)]
@@ -63,17 +60,13 @@ impl Wanted<'_> {
     ) -> Result<(End, u64), Failure> {
         let setup = async {
             let admin = client.admin();
-            let known_to = admin.statistics().await?.written_position;
-            let TopicDescription { topic, queues, .. } = admin.describe_topic(self.topic).await?;
+            let TopicDescription { queues, .. } = admin.describe_topic(self.topic).await?;
             let stretches = self.stretches(&admin, queues).await?;
             if stretches.is_empty() || limits.max == Some(0) {
                 return Ok(None);
             }
             let consumer = self.consumer(client, &stretches).await?;
-            // To the end as it is now, nothing arrives that is not known unless the topic is another.
-            let interval = if self.follow { ASK_INTERVAL } else { Duration::ZERO };
-            let origin = Origin::new(admin, topic, known_to, interval);
-            Ok(Some(Reading::new(self, origin, stretches, consumer)))
+            Ok(Some(Reading::new(self, stretches, consumer)))
         };
         let Some(mut reading) = interrupt::race(&limits.interrupted, setup).await? else {
             return Ok((End::Complete, 0));
@@ -187,9 +180,7 @@ impl Wanted<'_> {
 
 struct Reading {
     consumer: Consumer,
-    origin: Origin,
-    /// The highest position of what was admitted.
-    newest: u64,
+    topic: String,
     stretches: Vec<Stretch>,
     /// Index in `stretches`, and lane of `merge`, by queue.
     lanes: HashMap<u32, usize>,
@@ -200,16 +191,10 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(
-        wanted: &Wanted<'_>,
-        origin: Origin,
-        stretches: Vec<Stretch>,
-        consumer: Consumer,
-    ) -> Reading {
+    fn new(wanted: &Wanted<'_>, stretches: Vec<Stretch>, consumer: Consumer) -> Reading {
         let mut reading = Reading {
             consumer,
-            origin,
-            newest: 0,
+            topic: wanted.topic.to_owned(),
             stretches: Vec::new(),
             lanes: HashMap::new(),
             merge: Merge::new(MERGE_BYTES_MAX),
@@ -240,7 +225,7 @@ impl Reading {
                 biased;
                 () = limits.interrupted.cancelled() => return Ok(End::Interrupted),
                 received = self.consumer.recv_many(RECEIVE_MAX) => {
-                    received.map_err(|error| self.origin.cannot_read(error))?
+                    received.map_err(|error| self.cannot_read(error))?
                 }
                 _ = look.tick(), if self.merge.is_awaiting() => Vec::new(),
                 () = sink.abandoned() => return Ok(End::Abandoned),
@@ -249,13 +234,10 @@ impl Reading {
             let has_come = !received.is_empty();
             if !has_come {
                 self.close_passed();
-                // What was awaited may be gone.
-                self.origin.ask().await?;
             }
             for message in received {
                 self.admit(message);
             }
-            self.origin.check(self.newest).await?;
             while let Some(message) = self.merge.pop() {
                 if self.tags.allow(message.tag()) {
                     sink.write(&message)?;
@@ -275,6 +257,18 @@ impl Reading {
         Ok(End::Complete)
     }
 
+    /// Why nothing more of the topic can be read.
+    fn cannot_read(&self, error: Error) -> Failure {
+        let topic = &self.topic;
+        if error.code() == Some(ErrorCode::UnknownTopic) {
+            let message = format!("the topic {topic:?} that was read has been deleted");
+            return Failure::new(Exit::NotFound, message);
+        }
+        cannot_read(error, |queue, next| {
+            format!("'longwire consume {topic} --queue {queue} --from {next}' goes on behind it")
+        })
+    }
+
     fn admit(&mut self, message: Received) {
         let lane = match self.lanes.get(&message.queue()) {
             Some(&lane) => lane,
@@ -288,7 +282,6 @@ impl Reading {
         let offset = message.offset();
         if offset >= start && (offset < end || self.follow) {
             let bytes = message.body().len() as u64 + MESSAGE_OVERHEAD_BYTES;
-            self.newest = self.newest.max(message.position());
             self.merge.push(lane, message.position(), bytes, message);
         }
         if offset + 1 >= end {

@@ -304,7 +304,7 @@ fn topic_made_anew_under_a_slow_reader_is_not_gone_on_with() {
         let output = reader.wait_with_output().unwrap();
         let (code, said) = failure(&output);
         assert!(output.stdout.iter().all(|&b| b == b'o'), "{how:?}: {said}");
-        assert!(code == 1 && said.contains("deleted and made again"), "{how:?}: {said}");
+        assert!(code == 3 && said.contains("has been deleted"), "{how:?}: {said}");
         broker.ok(&["topic", "delete", "t", "--yes"]);
     }
 }
@@ -338,7 +338,10 @@ fn topic_deleted_under_a_reader_ends_it_by_saying_so() {
         reader.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
         broker.ok(&["topic", "delete", "t", "--yes"]);
         let (code, said) = failure(&reader.wait_with_output().unwrap());
-        assert!(code == 3 && said.contains("there is no topic \"t\" any more"), "{code}: {said}");
+        assert!(
+            code == 3 && said.contains("the topic \"t\" that was read has been deleted"),
+            "{code}: {said}"
+        );
         assert!(!said.contains("UNKNOWN_TOPIC") && said.lines().count() == 1, "{said}");
     }
 }
