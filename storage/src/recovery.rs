@@ -130,7 +130,7 @@ fn find_segments(
         let bytes = file.bytes().map_err(FileError::on("measure", &path))?;
         if let Some(last) = found.last().filter(|last| last.end() != base) {
             // What is not known to be durable may have been acknowledged all the same.
-            if known.is_none_or(|durable| last.end() < durable) {
+            if known.is_none_or(|durable| last.end().min(base) < durable) {
                 let gap = gap(dir, Some(last), last.end(), Some(base));
                 return Err(missing(gap, last.end(), known.unwrap_or(base)));
             }

@@ -80,21 +80,25 @@ pub(crate) fn list_segments(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<(u64,
 }
 
 /// Which file is to blame, and for what, where the log ends at a position and should go on: one that is
-/// not there, or the one before, whose size then tells that it was cut. `next` is where the next one begins.
+/// not there, or the one before, whose size then tells that it was cut, or has grown into the next one.
+/// `next` is where that begins.
 pub(crate) fn gap(
     dir: &Path,
     before: Option<&SegmentFile>,
     position: u64,
     next: Option<u64>,
 ) -> (PathBuf, String) {
-    let Some(cut) = before.filter(|segment| !is_segment_size(segment.bytes)) else {
+    let is_wrong = |segment: &&SegmentFile| {
+        !is_segment_size(segment.bytes) || next.is_some_and(|next| next < segment.end())
+    };
+    let Some(wrong) = before.filter(is_wrong) else {
         return (dir.join(Segment::file_name(position)), "the segment is missing".into());
     };
     let next = match next {
         Some(next) => format!("the next one begins at position {next}"),
         None => "there is no next one".into(),
     };
-    (cut.path.clone(), format!("the file has a wrong size ({} bytes, and {next})", cut.bytes))
+    (wrong.path.clone(), format!("the file has a wrong size ({} bytes, and {next})", wrong.bytes))
 }
 
 /// How far the good records of a segment reach.

@@ -144,6 +144,21 @@ fn a_last_segment_cut_short_is_named_and_nothing_changes() {
 }
 
 #[test]
+fn a_segment_grown_into_the_next_one_is_named_and_nothing_changes() {
+    let dir = crashed(500);
+    drop(open(dir.path())); // which says how far the log is durable
+    let before = segments(dir.path());
+    let bytes = fs::metadata(&before[0]).unwrap().len();
+    for grown in [bytes + 100, 2 * bytes, 100 * bytes] {
+        fs::OpenOptions::new().write(true).open(&before[0]).unwrap().set_len(grown).unwrap();
+        let error = Store::open(config(dir.path())).unwrap_err();
+        assert!(matches!(&error, OpenError::Corrupt { path, .. } if *path == before[0]), "{error}");
+        assert!(error.to_string().contains(&format!("({grown} bytes, and the next")), "{error}");
+        assert_eq!(segments(dir.path()), before);
+    }
+}
+
+#[test]
 fn every_view_can_be_lost_alone_or_together() {
     let dir = crashed(400);
     let (store, _) = open(dir.path());
