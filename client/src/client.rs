@@ -79,7 +79,7 @@ impl Client {
             Err(error) if error.kind() == ErrorKind::Unreachable => error,
             opened => return opened,
         };
-        match control.data_address().await {
+        match control.data_address(*connect_timeout).await {
             Ok(current) if current != known => {
                 data_address.lock().clone_from(&current);
                 Connection::open(&current, client_id, session, *connect_timeout).await
@@ -105,7 +105,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long one attempt to connect may take. Default: 5 s.
+    /// How long each step of connecting may take: to reach the control plane, to be told by it where
+    /// the data plane is, and to be let in there. Default: 5 s.
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> ClientBuilder {
         self.connect_timeout = connect_timeout;
         self
@@ -115,7 +116,7 @@ impl ClientBuilder {
     /// answers there, or something that is no control plane.
     pub async fn connect(self) -> Result<Client, Error> {
         let control = Control::connect(&self.address, self.connect_timeout).await?;
-        let data_address = control.data_address().await;
+        let data_address = control.data_address(self.connect_timeout).await;
         let data_address = Mutex::new(data_address.map_err(|e| self.not_understood(e))?);
         let ClientBuilder { client_id, connect_timeout, .. } = self;
         Ok(Client { core: Arc::new(Core { control, data_address, client_id, connect_timeout }) })

@@ -7,6 +7,7 @@ use longwire_proto::control::{
     self, broker_service_client::BrokerServiceClient, group_service_client::GroupServiceClient,
     offset_service_client::OffsetServiceClient, topic_service_client::TopicServiceClient,
 };
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::admin::OffsetPoint;
@@ -24,13 +25,15 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Control {
     channel: Channel,
     endpoint: Endpoint,
+    /// Where the control plane was dialled.
+    address: String,
     /// The host the control plane was dialled at, without brackets.
     host: String,
 }
 
 impl Control {
     /// Dials `address`, which is `host:port` with or without `http://`.
-    pub(crate) async fn connect(address: &str, timeout: Duration) -> Result<Control, Error> {
+    pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Control, Error> {
         let bare = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
         let Some((host, port)) = bare.rsplit_once(':') else {
             let message =
@@ -43,7 +46,7 @@ impl Control {
         }
         let endpoint = Endpoint::from_shared(format!("http://{bare}"))
             .map_err(|error| Error::invalid(format!("address {address:?}: {error}")))?
-            .connect_timeout(timeout)
+            .connect_timeout(patience)
             .timeout(ANSWER_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -55,7 +58,7 @@ impl Control {
             );
             Error::new(ErrorKind::Unreachable, message)
         })?;
-        Ok(Control { channel, endpoint, host })
+        Ok(Control { channel, endpoint, address: bare.to_owned(), host })
     }
 
     pub(crate) fn topics(&self) -> TopicServiceClient<Channel> {
@@ -87,9 +90,15 @@ impl Control {
         Ok(answer.into_inner())
     }
 
-    /// Where to dial the data plane.
-    pub(crate) async fn data_address(&self) -> Result<String, Error> {
-        let given = self.describe_broker().await?.data_address;
+    /// Where to dial the data plane. A broker that does not say so within `patience` is not reached.
+    pub(crate) async fn data_address(&self, patience: Duration) -> Result<String, Error> {
+        let Ok(described) = timeout(patience.min(ANSWER_TIMEOUT), self.describe_broker()).await
+        else {
+            let address = &self.address;
+            let message = format!("no answer from the broker's control plane at {address} in time");
+            return Err(Error::new(ErrorKind::Unreachable, message));
+        };
+        let given = described?.data_address;
         resolve_data_address(&given, &self.host).ok_or_else(|| {
             let message = format!("the broker gives {given:?} as its data address, not host:port");
             Error::new(ErrorKind::Protocol, message)

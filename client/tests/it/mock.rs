@@ -7,6 +7,7 @@ pub use data::encode;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use bytes::Bytes;
 use longwire_client::{Client, ErrorCode};
@@ -66,6 +67,8 @@ pub struct State {
     pub brief_connections: Mutex<usize>,
     /// What these are sent with their hello.
     pub farewell: Mutex<Bytes>,
+    /// Requests are read, and nothing is answered.
+    pub silent: AtomicBool,
     members: Mutex<Option<mpsc::UnboundedSender<JoinedMember>>>,
     arrivals: Notify,
 }
@@ -142,6 +145,13 @@ impl Mock {
 }
 
 impl State {
+    /// Does not return if the broker is silent.
+    async fn speak(&self) {
+        if self.silent.load(SeqCst) {
+            std::future::pending().await
+        }
+    }
+
     /// Whether a new connection is one of the brief ones.
     fn is_brief(&self) -> bool {
         let mut left = self.brief_connections.lock();

@@ -45,6 +45,7 @@ impl broker::BrokerService for Control {
         &self,
         _: Request<wire::DescribeBrokerRequest>,
     ) -> Answer<wire::DescribeBrokerResponse> {
+        self.state.speak().await;
         let data_address = self.data_address.clone();
         Ok(Response::new(wire::DescribeBrokerResponse { data_address, ..Default::default() }))
     }
@@ -63,6 +64,7 @@ impl topic::TopicService for Control {
         &self,
         request: Request<wire::GetTopicRequest>,
     ) -> Answer<wire::TopicDescription> {
+        self.state.speak().await;
         let wire::GetTopicRequest { name, auto_create } = request.into_inner();
         self.state.topic_asks.lock().push(auto_create);
         let topics = self.state.topics.lock();
@@ -105,6 +107,7 @@ impl offset::OffsetService for Control {
         &self,
         request: Request<wire::CommitOffsetsRequest>,
     ) -> Answer<wire::CommitOffsetsResponse> {
+        self.state.speak().await;
         let request = request.into_inner();
         if let Some(code) = *self.state.refuse_commits.lock() {
             return Err(status(code, "as the test wants it"));

@@ -51,6 +51,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
                 Ok(_) => {}
             }
         };
+        state.speak().await;
         let id = frame.header.correlation_id;
         match frame.header.request.unwrap() {
             Request::Hello(_) => {

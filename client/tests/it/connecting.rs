@@ -1,0 +1,37 @@
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use longwire_client::{Client, Error, ErrorKind, TopicQueue};
+use tokio::net::TcpListener;
+
+use crate::mock::Mock;
+
+const PATIENCE: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_secs(5);
+
+/// Nothing has been done, and it was known soon; `address` is what did not answer.
+fn assert_unreachable(error: &Error, address: &str, began: Instant) {
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(!error.outcome_unknown() && error.to_string().contains(address), "{error:?}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_silent_port_is_given_up_in_time() {
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = port.local_addr().unwrap().to_string();
+    let began = Instant::now();
+    let client = Client::builder(&address).connect_timeout(PATIENCE);
+    assert_unreachable(&client.connect().await.unwrap_err(), &address, began);
+}
+
+#[tokio::test]
+async fn with_a_silent_broker_nothing_is_built_and_that_is_known_in_time() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let client = Client::builder(&mock.address).connect_timeout(PATIENCE).connect().await.unwrap();
+    mock.state.silent.store(true, SeqCst);
+    let began = Instant::now();
+    assert_unreachable(&client.producer().build().await.unwrap_err(), "127.0.0.1", began);
+    let consumer = client.consumer().assign([TopicQueue::new("t", 0)]);
+    assert_unreachable(&consumer.build().await.unwrap_err(), "127.0.0.1", began);
+}
