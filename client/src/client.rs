@@ -70,13 +70,13 @@ impl Client {
         &self.core.client_id
     }
 
-    /// Opens a data connection. If none can be had, the broker is asked whether its data plane moved.
+    /// Opens a data connection. If none can be had, the broker is asked whether its data plane moved:
+    /// somebody else may listen where it was. Only a data plane refuses.
     pub(crate) async fn open_connection(&self, session: &Session) -> Result<Connection, Error> {
         let Core { control, data_address, client_id, connect_timeout } = &*self.core;
         let known = data_address.lock().clone();
-        let unreachable = match Connection::open(&known, client_id, session, *connect_timeout).await
-        {
-            Err(error) if error.kind() == ErrorKind::Unreachable => error,
+        let failure = match Connection::open(&known, client_id, session, *connect_timeout).await {
+            Err(error) if error.kind() != ErrorKind::Refused => error,
             opened => return opened,
         };
         match control.data_address(*connect_timeout).await {
@@ -84,7 +84,7 @@ impl Client {
                 data_address.lock().clone_from(&current);
                 Connection::open(&current, client_id, session, *connect_timeout).await
             }
-            _ => Err(unreachable),
+            _ => Err(failure),
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use longwire_client::{Client, Error, ErrorKind, TopicQueue};
+use longwire_client::{Client, Error, ErrorKind, Message, TopicQueue};
 use tokio::net::TcpListener;
 
 use crate::mock::Mock;
@@ -34,4 +34,18 @@ async fn with_a_silent_broker_nothing_is_built_and_that_is_known_in_time() {
     assert_unreachable(&client.producer().build().await.unwrap_err(), "127.0.0.1", began);
     let consumer = client.consumer().assign([TopicQueue::new("t", 0)]);
     assert_unreachable(&consumer.build().await.unwrap_err(), "127.0.0.1", began);
+}
+
+#[tokio::test]
+async fn a_data_plane_that_moved_is_found_also_if_something_else_listens_where_it_was() {
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mock = Mock::start(&[("t", 1)]).await;
+    let there = other.local_addr().unwrap().to_string();
+    let moved = std::mem::replace(&mut *mock.state.data_address.lock(), there);
+    let client = mock.client().await;
+    // Hangs up on whoever comes.
+    tokio::spawn(async move { while other.accept().await.is_ok() {} });
+    *mock.state.data_address.lock() = moved;
+    let producer = client.producer().build().await.unwrap();
+    producer.send(Message::new("t", "x")).await.unwrap();
 }

@@ -60,6 +60,8 @@ pub struct State {
     pub commits: Mutex<Vec<wire::CommitOffsetsRequest>>,
     /// Why commits are refused.
     pub refuse_commits: Mutex<Option<ErrorCode>>,
+    /// Where the control plane says the data plane is.
+    pub data_address: Mutex<String>,
     pub on_produce: Mutex<Option<OnProduce>>,
     pub on_fetch: Mutex<Option<OnFetch>>,
     pub connections: Mutex<usize>,
@@ -87,10 +89,10 @@ impl Mock {
         for (topic, queues) in topics {
             state.topics.lock().insert(topic.to_string(), vec![Vec::new(); *queues]);
         }
-        let data_address = format!("0.0.0.0:{}", data.local_addr().unwrap().port());
+        *state.data_address.lock() = format!("0.0.0.0:{}", data.local_addr().unwrap().port());
         let address = control.local_addr().unwrap().to_string();
         let incoming = TcpListenerStream::new(control);
-        let services = control::services(state.clone(), data_address);
+        let services = control::services(state.clone());
         tokio::spawn(async move { services.serve_with_incoming(incoming).await });
         tokio::spawn(data::listen(data, state.clone()));
         Mock { address, state }

@@ -20,11 +20,10 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 8;
 #[derive(Clone)]
 struct Control {
     state: Arc<State>,
-    data_address: String,
 }
 
-pub fn services(state: Arc<State>, data_address: String) -> Router {
-    let control = Control { state, data_address };
+pub fn services(state: Arc<State>) -> Router {
+    let control = Control { state };
     Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .add_service(broker::BrokerServiceServer::new(control.clone()))
@@ -46,7 +45,7 @@ impl broker::BrokerService for Control {
         _: Request<wire::DescribeBrokerRequest>,
     ) -> Answer<wire::DescribeBrokerResponse> {
         self.state.speak().await;
-        let data_address = self.data_address.clone();
+        let data_address = self.state.data_address.lock().clone();
         Ok(Response::new(wire::DescribeBrokerResponse { data_address, ..Default::default() }))
     }
 
