@@ -240,6 +240,13 @@ impl Lane {
         (last, change)
     }
 
+    /// When the first of what waits was begun.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let again = state.again.as_ref().map(|again| again.created);
+        again.or_else(|| state.first().map(|first| first.created))
+    }
+
     /// Takes out every batch that was begun before `created_before`, and the bytes the schedule no
     /// longer has to count. Only for a ready lane; `None` for the bytes means it stays ready.
     ///

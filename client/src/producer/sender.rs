@@ -22,6 +22,8 @@ const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 2;
 const SMALL_RUNS_INTERVAL: Duration = Duration::from_millis(4);
 /// A broker that has been silent for so long, with something to answer, is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Without a connection, how often it is looked for what has become too old, at least.
+const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until the producer is closed and nothing is left to send.
 pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
@@ -110,10 +112,11 @@ fn send(
 }
 
 /// Dials until there is a connection, or nothing to send is left that is young enough.
-async fn reconnect(shared: &Arc<Shared>) -> Option<Connection> {
+async fn reconnect(shared: &Shared) -> Option<Connection> {
     let mut backoff = Backoff::default();
     loop {
-        let error = match shared.client.open_connection(&shared.session).await {
+        let dialled = shared.client.open_connection(&shared.session);
+        let error = match expiring_meanwhile(shared, dialled).await {
             Ok(connection) => {
                 shared.meet(&connection);
                 return Some(connection);
@@ -122,22 +125,46 @@ async fn reconnect(shared: &Arc<Shared>) -> Option<Connection> {
         };
         let pause = backoff.next();
         tracing::warn!(%error, ?pause, "the producer has no connection; dialling again");
-        let now = Instant::now();
-        shared.schedule.release_due(now);
         *shared.unreachable.lock() = Some(error);
-        if let Some(created_before) = now.checked_sub(shared.config.delivery_timeout) {
-            for _ in 0..shared.schedule.ready_lanes() {
-                let Some(lane) = shared.schedule.pop_ready() else {
-                    break;
-                };
-                if !shared.expire(&lane, created_before) {
-                    shared.schedule.push_ready_back(lane);
-                }
-            }
-        }
+        expiring_meanwhile(shared, tokio::time::sleep(pause)).await;
         if shared.schedule.ready_lanes() == 0 {
             return None;
         }
-        tokio::time::sleep(pause).await;
     }
+}
+
+/// Waits for `what`, and fails what becomes too old meanwhile.
+async fn expiring_meanwhile<T>(shared: &Shared, what: impl Future<Output = T>) -> T {
+    let mut what = std::pin::pin!(what);
+    loop {
+        let now = Instant::now();
+        let due = shared.schedule.release_due(now);
+        let too_old = expire_ready(shared, now);
+        // What is to be sent again may come back later than what is younger.
+        let look = now + LOOK_INTERVAL_MAX;
+        let at = due.into_iter().chain(too_old).fold(look, Instant::min);
+        tokio::select! {
+            done = &mut what => return done,
+            () = tokio::time::sleep_until(at.into()) => {}
+            () = shared.schedule.wake.notified(), if shared.schedule.ready_lanes() == 0 => {}
+        }
+    }
+}
+
+/// Fails what is ready and too old. Returns when the next will be.
+fn expire_ready(shared: &Shared, now: Instant) -> Option<Instant> {
+    let timeout = shared.config.delivery_timeout;
+    let created_before = now.checked_sub(timeout);
+    let mut oldest = None;
+    for _ in 0..shared.schedule.ready_lanes() {
+        let Some(lane) = shared.schedule.pop_ready() else {
+            break;
+        };
+        if created_before.is_some_and(|before| shared.expire(&lane, before)) {
+            continue;
+        }
+        oldest = oldest.into_iter().chain(lane.oldest()).min();
+        shared.schedule.push_ready_back(lane);
+    }
+    oldest.map(|created| created + timeout)
 }

@@ -110,6 +110,26 @@ async fn a_broker_that_never_answers_fails_the_message_in_time() {
 }
 
 #[tokio::test]
+async fn a_broker_that_falls_silent_fails_every_message_in_time() {
+    let mock = Mock::start(&[("t", 2)]).await;
+    let producer = mock.client().await.producer();
+    let producer = producer.delivery_timeout(Duration::from_millis(300)).build().await.unwrap();
+    producer.send(Message::new("t", "x")).await.unwrap();
+    mock.state.silent.store(true, SeqCst);
+    // The first one meets the connection there was, the others find none.
+    for queue in [0, 0, 1] {
+        let begin = Instant::now();
+        let error = producer.send(Message::new("t", "x").queue(queue)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!((250..2_000).contains(&begin.elapsed().as_millis()), "{:?}", begin.elapsed());
+    }
+    let begin = Instant::now();
+    let _dropped = producer.enqueue(Message::new("t", "x")).await.unwrap();
+    producer.flush().await.unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
 async fn a_lasting_refusal_for_the_moment_ends_with_the_delivery_timeout_and_stores_nothing() {
     let mock = Mock::start(&[("t", 1)]).await;
     mock.on_produce(|_| Act::Refuse(ErrorCode::StorageFull));
