@@ -138,6 +138,12 @@ impl Error {
         self
     }
 
+    /// The same error for who only asked, and does not mind what else may have come of that.
+    pub(crate) fn without_effect(mut self) -> Error {
+        self.change(|inner| inner.outcome_unknown = false);
+        self
+    }
+
     /// The same error for a request that never left: whatever ended the connection, another one may
     /// take it.
     pub(crate) fn unsent(mut self) -> Error {

@@ -166,16 +166,14 @@ impl Producer {
             );
             return Err(Error::invalid(message));
         }
+        let patience = shared.config.delivery_timeout;
         let topic = match shared.topics.known(&message.topic) {
             Some(topic) => topic,
-            None => {
-                let patience = shared.config.delivery_timeout;
-                Box::pin(shared.topics.ask(&shared.client, &message.topic, patience)).await?
-            }
+            None => Box::pin(shared.topics.ask(&shared.client, &message.topic, patience)).await?,
         };
         let lane = match topic.place(&message) {
             Some(lane) => lane,
-            None => Box::pin(topic.place_in_new(&shared.client, &message)).await?,
+            None => Box::pin(topic.place_in_new(&shared.client, &message, patience)).await?,
         };
         let compressed = match message.body.len() >= shared.config.compress_bytes_min {
             true => shared.config.compression.compress(&message.body),

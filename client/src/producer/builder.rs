@@ -91,7 +91,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// How long a message is tried to be delivered before it fails. Default: 120 s.
+    /// How long a message is tried to be delivered before it fails, and [`Producer::enqueue`] asks
+    /// for the queues of a new topic. Default: 120 s.
     pub fn delivery_timeout(mut self, delivery_timeout: Duration) -> ProducerBuilder {
         self.config.delivery_timeout = delivery_timeout;
         self

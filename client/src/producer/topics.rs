@@ -55,15 +55,15 @@ impl Topics {
         patience: Duration,
     ) -> Result<Arc<Topic>, Error> {
         check_topic(name).map_err(|error| Error::invalid(error.to_string()))?;
-        let _asking = self.asking.lock().await;
+        let give_up = Instant::now() + patience;
+        let _asking = in_time(name, give_up, self.asking.lock()).await?;
         if let Some(topic) = self.known(name) {
             return Ok(topic);
         }
-        let give_up = Instant::now() + patience;
         let mut backoff = Backoff::default();
         let queues = loop {
             let pause = backoff.next();
-            match queues_of(client, name).await {
+            match in_time(name, give_up, queues_of(client, name)).await? {
                 Err(error) if error.is_retriable() && Instant::now() + pause < give_up => {
                     tracing::debug!(topic = %name, %error, "asking for the topic again");
                     tokio::time::sleep(pause).await;
@@ -135,13 +135,25 @@ impl Topic {
         Ok(())
     }
 
-    /// The lane of a queue that was not known: maybe it is new.
+    /// The lane of a queue that was not known: maybe it is new. The broker is asked for up to
+    /// `patience`.
     pub(super) async fn place_in_new(
         &self,
         client: &Client,
         message: &Message,
+        patience: Duration,
     ) -> Result<Arc<Lane>, Error> {
         let began = Instant::now();
+        let give_up = began + patience;
+        in_time(&self.head.name, give_up, self.look_for_new(client, message, began)).await?
+    }
+
+    async fn look_for_new(
+        &self,
+        client: &Client,
+        message: &Message,
+        began: Instant,
+    ) -> Result<Arc<Lane>, Error> {
         let mut asked = self.asked.lock().await;
         // Unless somebody else has asked meanwhile.
         if self.place(message).is_none() && asked.is_none_or(|asked| asked < began) {
@@ -171,8 +183,21 @@ impl Topic {
     }
 }
 
+/// Waits for what the broker says of a topic, until it is time to give up.
+async fn in_time<T>(
+    name: &str,
+    give_up: Instant,
+    what: impl Future<Output = T>,
+) -> Result<T, Error> {
+    tokio::time::timeout_at(give_up.into(), what).await.map_err(|_| {
+        let message = format!("topic {name:?}: the broker did not say in time what queues it has");
+        Error::new(ErrorKind::Timeout, message)
+    })
+}
+
 async fn queues_of(client: &Client, name: &str) -> Result<u32, Error> {
-    let description = client.control().topic(name, true).await?;
+    // Whatever becomes of the topic, no message has been sent.
+    let description = client.control().topic(name, true).await.map_err(Error::without_effect)?;
     match description.topic.map_or(0, |topic| topic.queues) {
         0 => Err(Error::new(ErrorKind::Protocol, format!("topic {name:?} has no queues"))),
         queues => Ok(queues.min(longwire_proto::limits::QUEUES_PER_TOPIC_MAX)),

@@ -130,6 +130,28 @@ async fn a_broker_that_falls_silent_fails_every_message_in_time() {
 }
 
 #[tokio::test]
+async fn all_who_send_to_what_a_silent_broker_must_be_asked_for_fail_in_time() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let producer = mock.client().await.producer();
+    let producer = producer.delivery_timeout(Duration::from_millis(300)).build().await.unwrap();
+    producer.send(Message::new("t", "x")).await.unwrap();
+    mock.state.silent.store(true, SeqCst);
+    let begin = Instant::now();
+    let new_topics = (0..20).map(|n| Message::new(format!("new{}", n % 2), "x"));
+    let new_queues = (1..20).map(|queue| Message::new("t", "x").queue(queue));
+    let sends = new_topics.chain(new_queues).map(|message| {
+        let producer = producer.clone();
+        tokio::spawn(async move { producer.enqueue(message).await.unwrap_err() })
+    });
+    for sent in sends.collect::<Vec<_>>() {
+        let error = sent.await.unwrap();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(!error.outcome_unknown(), "{error:?}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
 async fn a_lasting_refusal_for_the_moment_ends_with_the_delivery_timeout_and_stores_nothing() {
     let mock = Mock::start(&[("t", 1)]).await;
     mock.on_produce(|_| Act::Refuse(ErrorCode::StorageFull));
