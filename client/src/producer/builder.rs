@@ -11,8 +11,10 @@ use crate::compression::Compression;
 use crate::connection::Session;
 use crate::message::Durability;
 
-/// Longer durations are taken for this one, so that they can be added to any time.
-const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Longer durations are taken for these, so that they can be added to any time. A timeout that is as
+/// good as none leaves room for lingering as long as anyone likes.
+const LINGER_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const TIMEOUT_MAX: Duration = Duration::from_secs(2 * LINGER_MAX.as_secs());
 
 /// Settings of a [`Producer`]. Made by [`Client::producer`].
 #[derive(Debug, Clone)]
@@ -50,7 +52,7 @@ impl ProducerBuilder {
 
     /// How long a batch that is not full waits for more messages. Default: 0, a batch goes as soon as
     /// the one before it is acknowledged, so batches grow by themselves under load. A buffer that is
-    /// full does not wait for it.
+    /// full does not wait for it. Must be shorter than the delivery timeout.
     pub fn linger(mut self, linger: Duration) -> ProducerBuilder {
         self.config.linger = linger;
         self
@@ -105,15 +107,24 @@ impl ProducerBuilder {
         self
     }
 
-    /// Connects to the broker's data plane.
+    /// Connects to the broker's data plane. Fails with
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for settings with which
+    /// nothing would be delivered.
     pub async fn build(mut self) -> Result<Producer, Error> {
         let config = &mut self.config;
         config.batch_bytes_max = config.batch_bytes_max.clamp(1, REQUEST_BODY_BYTES_MAX);
         config.buffer_bytes_max = config.buffer_bytes_max.clamp(1, u32::MAX as usize);
-        config.linger = config.linger.min(DURATION_MAX);
-        config.delivery_timeout = config.delivery_timeout.min(DURATION_MAX);
-        if config.delivery_timeout.is_zero() {
+        config.linger = config.linger.min(LINGER_MAX);
+        config.delivery_timeout = config.delivery_timeout.min(TIMEOUT_MAX);
+        let (linger, timeout) = (config.linger, config.delivery_timeout);
+        if timeout.is_zero() {
             return Err(Error::invalid("a delivery timeout of 0 delivers nothing"));
+        }
+        if linger >= timeout {
+            let message = format!(
+                "messages that linger for {linger:?} would fail before they are sent:                  the delivery timeout is {timeout:?}, and must be longer"
+            );
+            return Err(Error::invalid(message));
         }
         let session = Session::new();
         let connection = self.client.open_connection(&session).await?;

@@ -313,6 +313,17 @@ async fn durations_without_end_are_as_good_as_any() {
 }
 
 #[tokio::test]
+async fn what_would_linger_until_it_fails_is_not_built() {
+    let client = Mock::start(&[]).await.client().await;
+    for (linger, timeout, works) in [(1000, 1000, false), (1000, 1001, true), (0, 0, false)] {
+        let [linger, timeout] = [linger, timeout].map(Duration::from_millis);
+        let built = client.producer().linger(linger).delivery_timeout(timeout).build().await;
+        let kind = built.map(drop).map_err(|error| error.kind());
+        assert_eq!(kind, if works { Ok(()) } else { Err(ErrorKind::InvalidArgument) });
+    }
+}
+
+#[tokio::test]
 async fn large_bodies_are_compressed_with_rocketmqs_flags() {
     let mock = Mock::start(&[("t", 1)]).await;
     let producer =
