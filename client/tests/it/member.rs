@@ -107,6 +107,26 @@ async fn a_broken_membership_is_joined_again_without_repeating_what_was_received
 }
 
 #[tokio::test]
+async fn a_member_that_has_gone_back_goes_on_there_after_its_membership_broke() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"0", b"1", b"2", b"3"]);
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let (mut consumer, member) = joined(consumer.auto_commit(None), &mut members).await;
+    receive(&mut consumer, 4).await;
+    consumer.commit().await.unwrap();
+    consumer.seek(&TopicQueue::new("t", 0), 1).unwrap();
+    assert_eq!(receive(&mut consumer, 1).await, ["1"]);
+    drop(member);
+    let again = timeout(SOON, members.recv()).await.unwrap().unwrap();
+    again.assign.send(Ok(assignment(7, "t", &[0]))).await.unwrap();
+    assert_eq!(receive(&mut consumer, 2).await, ["2", "3"]);
+    consumer.commit().await.unwrap();
+    assert_eq!(committed(&mock, 0), Some(4));
+}
+
+#[tokio::test]
 async fn a_member_that_comes_back_does_not_commit_what_the_application_still_works_on() {
     let mock = Mock::start(&[("t", 1)]).await;
     mock.store("t", 0, &[b"0", b"1"]);

@@ -52,12 +52,16 @@ impl Position {
 }
 
 impl Start {
-    /// The queue comes back to a consumer that stood there, unless the group has come further. Where
-    /// the broker knows of less than was committed, it is not the queue it was.
+    /// The queue comes back to a consumer that stood there, which may be before what it has committed
+    /// itself; unless the group has come further. Where the broker knows of less than was committed, it
+    /// is not the queue it was.
     fn go_on_at(&mut self, mut back: Position) {
         let committed = self.committed.unwrap_or(0);
-        if self.committed >= back.committed && committed <= back.handed {
+        let further = self.committed > back.committed && committed <= back.handed;
+        if further {
             back.done = back.done.max(committed);
+        }
+        if further || self.committed == back.committed {
             (self.offset, self.back) = (back.handed, Some(back));
         }
     }
