@@ -18,6 +18,7 @@ mod received;
 mod start;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -96,6 +97,8 @@ struct Shared {
     /// Held during a commit.
     committing: tokio::sync::Mutex<()>,
     closing: CancellationToken,
+    /// Nothing is fetched any more.
+    ended: AtomicBool,
 }
 
 /// Who the consumer is to the broker.
@@ -123,11 +126,12 @@ impl Consumer {
             settled: Notify::new(),
             committing: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
+            ended: AtomicBool::new(false),
         });
         let connection = shared.client.open_connection(&Session::none()).await?;
         // From here on dropping it ends its tasks.
         let mut consumer = Consumer { shared: shared.clone(), finder: None };
-        tokio::spawn(fetcher::run(shared.clone(), connection));
+        tokio::spawn(fetcher::run(fetcher::Ending(shared.clone()), connection));
         if let Some(interval) = auto_commit {
             tokio::spawn(commit::run(shared.clone(), interval));
         }
@@ -154,7 +158,8 @@ impl Consumer {
     /// The next message; waits for one.
     ///
     /// An error is about one queue, or about the membership, and the consumer goes on: call again.
-    /// Nothing is lost if the returned future is dropped.
+    /// Only [`ErrorKind::Closed`] is the end: that of the runtime the consumer was built in. Nothing is
+    /// lost if the returned future is dropped.
     pub async fn recv(&mut self) -> Result<Received, Error> {
         let mut received = Vec::with_capacity(1);
         loop {
@@ -184,6 +189,10 @@ impl Consumer {
             }
             // What the filter has left out needs no work of the application.
             self.shared.done();
+            if self.shared.ended.load(SeqCst) {
+                let message = "the consumer ended, with its runtime or by a panic";
+                return Err(Error::new(ErrorKind::Closed, message));
+            }
             self.shared.arrived.notified().await;
         }
     }

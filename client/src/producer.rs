@@ -19,7 +19,7 @@ mod topics;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use longwire_proto::limits::{BODY_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 use longwire_proto::record::{CHECKSUM_PROPERTY_BYTES, RECORD_BYTES_MIN, RecordDraft};
@@ -64,7 +64,8 @@ use topics::Topics;
 /// [`Error::outcome_unknown`] whether the message may be stored after all.
 ///
 /// A producer that is dropped still sends what it has, for as long as the runtime lives; only
-/// [`close`](Producer::close) tells how that went.
+/// [`close`](Producer::close) tells how that went. With the runtime it was built in, a producer ends,
+/// and what it has not sent fails with [`ErrorKind::Closed`].
 #[derive(Debug, Clone)]
 pub struct Producer {
     handle: Arc<Handle>,
@@ -88,7 +89,7 @@ struct Shared {
     arena: Arena,
     /// So many queues wait for their turn that their records are encoded in the arena.
     spread: AtomicBool,
-    /// The free bytes of the buffer.
+    /// The free bytes of the buffer. Closed once nothing is sent any more.
     buffer: Semaphore,
     /// So many calls wait for room in it.
     waiting: AtomicUsize,
@@ -137,7 +138,7 @@ impl Producer {
             unreachable: Mutex::new(None),
             told_of_retry: Mutex::new(None),
         });
-        tokio::spawn(sender::run(shared.clone(), connection));
+        tokio::spawn(sender::run(sender::Ending(shared.clone()), connection));
         Producer { handle: Arc::new(Handle { shared }) }
     }
 
@@ -159,6 +160,9 @@ impl Producer {
         let shared = &self.handle.shared;
         // A loop that enqueues without ever waiting would keep the sender off this thread.
         tokio::task::coop::consume_budget().await;
+        if shared.closed.load(Ordering::SeqCst) {
+            return Err(closed());
+        }
         if message.body.len() > BODY_BYTES_MAX {
             let (topic, bytes) = (&message.topic, message.body.len());
             let message = format!(
@@ -331,6 +335,7 @@ impl Shared {
         if matches!(appended.change, Change::At(_)) && self.waiting.load(Ordering::SeqCst) > 0 {
             self.schedule.wake.notify_one();
         }
+        self.fail_if_ended();
         Ok(Delivery::new(appended.batch, appended.index))
     }
 
@@ -418,6 +423,29 @@ impl Shared {
 
     fn is_empty(&self) -> bool {
         self.buffer.available_permits() == self.config.buffer_bytes_max
+    }
+
+    /// Nothing is sent any more.
+    fn end(&self) {
+        self.close();
+        self.buffer.close();
+        self.fail_if_ended();
+    }
+
+    /// Fails what nobody is left to send. Called also by whoever adds to it and may have been too late
+    /// for `end` to see that.
+    fn fail_if_ended(&self) {
+        if !self.buffer.is_closed() {
+            return;
+        }
+        let later_than_any = Instant::now() + Duration::from_secs(1);
+        for lane in self.topics.lanes() {
+            let (left, _) = lane.expire(later_than_any);
+            for batch in &left {
+                let message = "the producer ended, with its runtime or by a panic";
+                self.fail(&lane, batch, Error::new(ErrorKind::Closed, message));
+            }
+        }
     }
 
     fn close(&self) {

@@ -1,6 +1,7 @@
 //! The task that keeps fetches outstanding for every queue.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use longwire_proto::data::{request_header::Request, response_header::Response};
@@ -20,8 +21,20 @@ const LOST_AFTER: u32 = 4;
 /// How long a queue is left alone that the broker could not read.
 const DELAY: Duration = Duration::from_millis(500);
 
+/// Tells the application when nothing is fetched any more, also where that is because the fetcher
+/// panicked or its runtime was shut down.
+pub(super) struct Ending(pub(super) Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.ended.store(true, SeqCst);
+        self.0.arrived.notify_one();
+    }
+}
+
 /// Runs until the consumer is closed.
-pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
+pub(super) async fn run(ending: Ending, connection: Connection) {
+    let shared = ending.0.clone();
     let mut connection = Some(connection);
     let mut delay_over: Option<Instant> = None;
     while !shared.closing.is_cancelled() {

@@ -190,7 +190,8 @@ fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, erro
         tell_of_retry(shared, lane, &error);
         batch.attempts += 1;
         batch.last_failure = Some(error);
-        return shared.schedule.apply(lane, lane.again(batch, at));
+        shared.schedule.apply(lane, lane.again(batch, at));
+        return shared.fail_if_ended();
     }
     shared.fail(lane, &batch, error);
     shared.schedule.apply(lane, lane.finish(&shared.pace()));

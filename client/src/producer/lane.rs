@@ -248,7 +248,8 @@ impl Lane {
     }
 
     /// Takes out every batch that was begun before `created_before`, and the bytes the schedule no
-    /// longer has to count. Only for a ready lane; `None` for the bytes means it stays ready.
+    /// longer has to count. Only for a ready lane, or when nothing is sent any more; `None` for the
+    /// bytes means it stays ready.
     ///
     /// The last of them counts as in flight until [`finish`](Lane::finish): who flushes waits for it.
     pub(super) fn expire(&self, created_before: Instant) -> (Vec<SealedBatch>, Option<usize>) {

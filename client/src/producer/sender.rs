@@ -25,8 +25,18 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Without a connection, how often it is looked for what has become too old, at least.
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
+/// Ends the producer with its sender, also where that panics or its runtime is shut down.
+pub(super) struct Ending(pub(super) Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// Runs until the producer is closed and nothing is left to send.
-pub(super) async fn run(shared: Arc<Shared>, connection: Connection) {
+pub(super) async fn run(ending: Ending, connection: Connection) {
+    let shared = ending.0.clone();
     let mut connection = Some(connection);
     let mut small_runs_from = None;
     loop {

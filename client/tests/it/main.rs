@@ -3,6 +3,7 @@
 
 mod connecting;
 mod consumer;
+mod ending;
 mod member;
 mod mock;
 mod producer;
