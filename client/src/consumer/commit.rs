@@ -7,6 +7,7 @@ use std::time::Duration;
 use longwire_proto::{ErrorCode, control};
 
 use super::{Member, Shared};
+use crate::backoff::Backoff;
 use crate::message::QueueOffset;
 use crate::{Error, ErrorKind};
 
@@ -159,22 +160,29 @@ impl Shared {
     }
 }
 
-/// Commits `interval` after something came to be committed, until the consumer is closed.
+/// Commits `interval` after something came to be committed, or later after failures, until the
+/// consumer is closed.
 pub(super) async fn run(shared: Arc<Shared>, interval: Duration) {
+    let mut backoff = Backoff::default();
+    let mut pause = interval;
     loop {
         let dirty_for_long = async {
             shared.dirty.notified().await;
-            tokio::time::sleep(interval).await;
+            tokio::time::sleep(pause).await;
         };
         if shared.closing.run_until_cancelled(dirty_for_long).await.is_none() {
             return;
         }
-        if let Err(error) = shared.commit().await {
-            tracing::warn!(%error, "the automatic commit failed; the next one tries again");
-            // What was not committed is still there to be.
-            if error.kind() != ErrorKind::InvalidArgument {
-                shared.dirty.notify_one();
-            }
+        let Err(error) = shared.commit().await else {
+            backoff.reset();
+            pause = interval;
+            continue;
+        };
+        pause = interval.max(backoff.next());
+        tracing::warn!(%error, "the automatic commit failed; the next one tries again");
+        // What was not committed is still there to be.
+        if error.kind() != ErrorKind::InvalidArgument {
+            shared.dirty.notify_one();
         }
     }
 }

@@ -1,3 +1,4 @@
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -334,4 +335,20 @@ async fn settings_that_contradict_each_other_are_refused() {
     let offsets = [QueueOffset::new("t", 0, 1)];
     let error = consumer.commit_offsets(&offsets).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}
+
+#[tokio::test]
+async fn automatic_commits_that_fail_are_not_tried_again_at_once() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"x"]);
+    *mock.state.refuse_commits.lock() = Some(ErrorCode::StorageFull);
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").assign([TopicQueue::new("t", 0)]);
+    let mut consumer = consumer.auto_commit(Some(Duration::ZERO)).build().await.unwrap();
+    receive(&mut consumer, 1).await;
+    silent(&mut consumer).await;
+    let asks = mock.state.commit_asks.load(SeqCst);
+    assert!((1..20).contains(&asks), "{asks} commits");
+    *mock.state.refuse_commits.lock() = None;
+    until_committed(&mock, 1).await;
 }

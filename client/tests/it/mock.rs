@@ -7,7 +7,7 @@ pub use data::encode;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
 use longwire_client::{Client, ErrorCode};
@@ -58,6 +58,8 @@ pub struct State {
     pub committed: Mutex<HashMap<(String, String, u32), u64>>,
     /// Every commit: member, generation, offset.
     pub commits: Mutex<Vec<wire::CommitOffsetsRequest>>,
+    /// How many commits have been asked for, refused ones too.
+    pub commit_asks: AtomicUsize,
     /// Why commits are refused.
     pub refuse_commits: Mutex<Option<ErrorCode>>,
     /// Where the control plane says the data plane is.

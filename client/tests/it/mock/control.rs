@@ -1,6 +1,7 @@
 //! The control plane.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use longwire_proto::control::{
     self as wire, broker_service_server as broker, group_service_server as group,
@@ -108,6 +109,7 @@ impl offset::OffsetService for Control {
     ) -> Answer<wire::CommitOffsetsResponse> {
         self.state.speak().await;
         let request = request.into_inner();
+        self.state.commit_asks.fetch_add(1, SeqCst);
         if let Some(code) = *self.state.refuse_commits.lock() {
             return Err(status(code, "as the test wants it"));
         }
