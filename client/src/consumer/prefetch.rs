@@ -93,7 +93,11 @@ impl Queues {
 
         let crowded = self.outstanding >= limits.in_flight_max.min(2 * groups + 8)
             || self.reserved_bytes + share > budget;
-        if crowded && self.outstanding > groups {
+        // Also those that no packing makes fewer give way, if there is no room in flight for another.
+        let full = self.outstanding >= limits.in_flight_max && groups <= limits.in_flight_max;
+        if crowded && (full || self.outstanding > groups) {
+            // All are wanted then: how many fetches that takes is counted anew.
+            self.packed_queues = 0;
             return Next::Repack;
         }
         self.starved = (!self.has_room(budget - share)).then_some(budget - share);

@@ -189,6 +189,31 @@ fn fetches_whose_headers_are_full_are_not_packed_anew_before_there_are_more() {
 }
 
 #[test]
+fn a_changed_queue_does_not_wait_where_only_one_fetch_may_be_in_flight() {
+    let limits = FetchLimits { in_flight_max: 1, ..LIMITS };
+    let mut queues = queues(4);
+    let outstanding = fetches(&mut queues, &limits).remove(0);
+    assert!(matches!(queues.plan(&limits), Next::Wait));
+    queues.seek(&TopicQueue::new("t", 0), 7).unwrap();
+    assert!(matches!(queues.plan(&limits), Next::Repack));
+    queues.missed(outstanding, false);
+    assert_eq!(fetches(&mut queues, &limits).remove(0).entries.len(), 4);
+}
+
+#[test]
+fn what_does_not_fit_the_one_fetch_in_flight_waits_for_it() {
+    let limits = FetchLimits { in_flight_max: 1, ..LIMITS };
+    let mut queues = queues_with_large_headers();
+    let outstanding = fetches(&mut queues, &limits).remove(0);
+    // How many fetches all of them take is not known any more.
+    assign(&mut queues, "t", 0);
+    assert!(matches!(queues.plan(&limits), Next::Repack));
+    queues.missed(outstanding, false);
+    assert_eq!(fetches(&mut queues, &limits).len(), 1);
+    assert!(matches!(queues.plan(&limits), Next::Wait), "once, and not for ever");
+}
+
+#[test]
 fn a_queue_that_changes_while_a_fetch_asks_for_it_is_fetched_once_from_its_new_place() {
     let queue = TopicQueue::new("t", 1);
     let asked = |queues: &mut Queues| -> Vec<(u32, u64)> {
