@@ -170,7 +170,8 @@ impl Consumer {
         }
     }
 
-    /// What there is, up to `max` messages; waits for at least one. Errors as
+    /// What there is, up to `max` messages; waits for at least one. Bodies that were compressed end it
+    /// once they take [`prefetch_bytes_max`](ConsumerBuilder::prefetch_bytes_max). Errors as
     /// [`recv`](Consumer::recv).
     pub async fn recv_many(&mut self, max: usize) -> Result<Vec<Received>, Error> {
         let mut received = Vec::with_capacity(max.min(RECEIVE_ROOM_MAX));
@@ -306,7 +307,9 @@ impl Shared {
     fn hand_out(&self, max: usize, received: &mut Vec<Received>) -> Result<(), Error> {
         // Chunks, and where in `received` their messages begin.
         let mut taken = Vec::new();
-        while received.len() < max {
+        // Compressed bodies take many times what was fetched.
+        let mut room = self.config.prefetch_bytes_max.max(1);
+        while received.len() < max && room > 0 {
             let mut queues = self.queues.lock();
             if received.is_empty()
                 && let Some(error) = queues.take_error()
@@ -329,7 +332,8 @@ impl Shared {
             for (number, (taken, begin)) in taken.iter_mut().enumerate() {
                 *begin = received.len();
                 if failed.is_none() && *begin < max {
-                    failed = taken.read(max - *begin, received).map(|error| (number, error));
+                    let error = taken.read(max - *begin, &mut room, received);
+                    failed = error.map(|error| (number, error));
                 }
             }
             let stop = failed.is_some();

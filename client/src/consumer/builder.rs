@@ -126,7 +126,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How many bytes of records are held that have not been handed out. Default: 32 MiB.
+    /// How many bytes of records are held that have not been handed out, and about how many bytes of
+    /// bodies that were compressed are handed out at a time. Default: 32 MiB.
     ///
     /// A record larger than a fetch asks for comes in one piece all the same, so up to one record per
     /// 128 queues can come on top.

@@ -358,11 +358,23 @@ impl Queues {
 }
 
 impl Taken {
-    /// Adds up to `max` messages to `out`. An error means that the queue cannot go on.
-    pub(super) fn read(&mut self, max: usize, out: &mut Vec<Received>) -> Option<Error> {
+    /// Adds up to `max` messages to `out`, and takes what they unfold to from `room`, until there is
+    /// none. An error means that the queue cannot go on.
+    pub(super) fn read(
+        &mut self,
+        max: usize,
+        room: &mut usize,
+        out: &mut Vec<Received>,
+    ) -> Option<Error> {
         for _ in 0..max {
+            if *room == 0 {
+                break;
+            }
             match self.chunk.next(&self.source)? {
-                Ok(received) => out.push(received),
+                Ok(received) => {
+                    *room = room.saturating_sub(received.unfolded_bytes());
+                    out.push(received);
+                }
                 Err(error) => return Some(error),
             }
         }

@@ -32,6 +32,11 @@ pub struct Received {
 }
 
 impl Received {
+    /// The memory its body takes beside the record.
+    pub(super) fn unfolded_bytes(&self) -> usize {
+        self.unfolded.as_ref().map_or(0, Bytes::len)
+    }
+
     /// `record` holds exactly the bytes of `view`.
     pub(super) fn new(
         topic: Arc<str>,

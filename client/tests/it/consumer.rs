@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use longwire_client::{
-    Consumer, ErrorCode, ErrorKind, Message, QueueOffset, StartAt, TagFilter, TopicQueue,
+    Compression, Consumer, ErrorCode, ErrorKind, Message, QueueOffset, StartAt, TagFilter,
+    TopicQueue,
 };
 use tokio::time::timeout;
 
@@ -351,4 +352,30 @@ async fn automatic_commits_that_fail_are_not_tried_again_at_once() {
     assert!((1..20).contains(&asks), "{asks} commits");
     *mock.state.refuse_commits.lock() = None;
     until_committed(&mock, 1).await;
+}
+
+#[tokio::test]
+async fn compressed_messages_are_handed_out_as_far_as_there_is_room_for_their_bodies() {
+    let mock = Mock::start(&[("t", 2)]).await;
+    let client = mock.client().await;
+    let producer = client.producer().compression(Compression::Zstd).build().await.unwrap();
+    for n in 0..40_u32 {
+        let body = n.to_string().repeat(50_000);
+        producer.enqueue(Message::new("t", body).queue(n % 2)).await.unwrap();
+    }
+    producer.flush().await.unwrap();
+    let queues = [0, 1].map(|queue| TopicQueue::new("t", queue));
+    let consumer = client.consumer().assign(queues).prefetch_bytes_max(200_000);
+    let mut consumer = consumer.build().await.unwrap();
+    let mut next = [0; 2];
+    while next != [20, 20] {
+        let received = timeout(SOON, consumer.recv_many(100)).await.unwrap().unwrap();
+        let bytes: usize = received.iter().map(|message| message.body().len()).sum();
+        assert!(bytes < 300_000, "{bytes} bytes at once");
+        for message in received {
+            let queue = message.queue() as usize;
+            assert_eq!(message.offset(), next[queue]);
+            next[queue] += 1;
+        }
+    }
 }

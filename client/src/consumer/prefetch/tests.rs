@@ -50,7 +50,7 @@ fn hand_out(queues: &mut Queues) -> Vec<(u32, u64)> {
     let mut received = Vec::new();
     while let Some(mut taken) = queues.take() {
         let before = received.len();
-        let error = taken.read(1, &mut received);
+        let error = taken.read(1, &mut 1, &mut received);
         if !queues.give_back(taken, error) {
             received.truncate(before);
         }
@@ -133,7 +133,7 @@ fn a_seek_while_messages_are_being_handed_out_takes_them_back() {
     queues.arrived(plan, response, &bytes.into(), Reset::Earliest).unwrap();
     let mut taken = queues.take().unwrap();
     let mut received = Vec::new();
-    assert!(taken.read(1, &mut received).is_none());
+    assert!(taken.read(1, &mut 1, &mut received).is_none());
     queues.seek(&TopicQueue::new("t", 0), 0).unwrap();
     assert!(!queues.give_back(taken, None));
     assert_eq!((queues.buffered_bytes, queues.position(&TopicQueue::new("t", 0))), (0, Some(0)));
