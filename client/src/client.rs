@@ -12,6 +12,9 @@ use crate::control::Control;
 use crate::producer::ProducerBuilder;
 use crate::{Error, ErrorKind};
 
+/// It is part of a frame's header, and a broker keeps it with each member.
+const CLIENT_ID_BYTES_MAX: usize = 1024;
+
 /// A broker, as seen from here: makes producers, consumers and an [`Admin`].
 ///
 /// Cheap to clone. Reconnects by itself; producers and consumers have data connections of their own,
@@ -99,7 +102,7 @@ pub struct ClientBuilder {
 
 impl ClientBuilder {
     /// What the client is called in the broker's logs and in group descriptions.
-    /// Default: `longwire-client-` and the process id.
+    /// At most 1 KiB. Default: `longwire-client-` and the process id.
     pub fn client_id(mut self, client_id: impl Into<String>) -> ClientBuilder {
         self.client_id = client_id.into();
         self
@@ -115,6 +118,13 @@ impl ClientBuilder {
     /// Connects. Fails with [`ErrorKind::Unreachable`](crate::ErrorKind::Unreachable) if nothing
     /// answers there, or something that is no control plane.
     pub async fn connect(self) -> Result<Client, Error> {
+        let id_bytes = self.client_id.len();
+        if id_bytes > CLIENT_ID_BYTES_MAX {
+            let message = format!(
+                "a client id of {id_bytes} bytes is too long; the limit is {CLIENT_ID_BYTES_MAX}"
+            );
+            return Err(Error::invalid(message));
+        }
         let control = Control::connect(&self.address, self.connect_timeout).await?;
         let data_address = control.data_address(self.connect_timeout).await;
         let data_address = Mutex::new(data_address.map_err(|e| self.not_understood(e))?);

@@ -35,6 +35,10 @@ impl Control {
     /// Dials `address`, which is `host:port` with or without `http://`.
     pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Control, Error> {
         let bare = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+        if let Some((scheme, _)) = bare.split_once("://") {
+            let message = format!("address {address:?}: {scheme} is not spoken here, only http");
+            return Err(Error::invalid(message));
+        }
         let Some((host, port)) = bare.rsplit_once(':') else {
             let message =
                 format!("address {address:?} has no port; give host:port, e.g. 127.0.0.1:7651");

@@ -49,3 +49,16 @@ async fn a_data_plane_that_moved_is_found_also_if_something_else_listens_where_i
     let producer = client.producer().build().await.unwrap();
     producer.send(Message::new("t", "x")).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_client_cannot_be_is_said_before_anything_is_dialled() {
+    let cases = [
+        ("https://127.0.0.1:1", "c".to_owned(), "https"),
+        ("127.0.0.1:1", "c".repeat(1025), "1025 bytes"),
+    ];
+    for (address, client_id, why) in cases {
+        let error = Client::builder(address).client_id(client_id).connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
