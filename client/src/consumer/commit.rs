@@ -27,6 +27,7 @@ impl Shared {
     /// The application is done with all it has: commits that. Fails also if a queue was lost before
     /// what had been handed out of it was committed.
     pub(super) async fn commit_received(&self) -> Result<(), Error> {
+        self.group()?;
         let committing = self.committing.lock().await;
         self.done();
         self.commit_done(&committing).await.inspect_err(|error| self.refused(error))?;
@@ -116,6 +117,7 @@ impl Shared {
 
     /// Commits these offsets, whatever has been received.
     pub(super) async fn commit_these(&self, offsets: &[QueueOffset]) -> Result<(), Error> {
+        self.group()?;
         let _committing = self.committing.lock().await;
         let member = self.member.lock().clone();
         for part in offsets.chunks(OFFSETS_PER_COMMIT) {
@@ -126,14 +128,17 @@ impl Shared {
         Ok(())
     }
 
+    fn group(&self) -> Result<&String, Error> {
+        let group = self.config.group.as_ref();
+        group.ok_or_else(|| Error::invalid("a consumer without a group has nothing to commit to"))
+    }
+
     async fn send_commit(
         &self,
         member: Option<Member>,
         offsets: &[QueueOffset],
     ) -> Result<(), Error> {
-        let Some(group) = &self.config.group else {
-            return Err(Error::invalid("a consumer without a group has nothing to commit to"));
-        };
+        let group = self.group()?;
         let (member_id, generation) = match member {
             Some(Member { id, generation }) => (id, generation),
             None if self.config.is_member() => {

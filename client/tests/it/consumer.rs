@@ -379,3 +379,14 @@ async fn compressed_messages_are_handed_out_as_far_as_there_is_room_for_their_bo
         }
     }
 }
+
+#[tokio::test]
+async fn without_a_group_nothing_can_be_committed_not_even_nothing() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    let client = mock.client().await;
+    let consumer = client.consumer().assign([TopicQueue::new("t", 0)]).build().await.unwrap();
+    for committed in [consumer.commit().await, consumer.commit_offsets(&[]).await] {
+        assert_eq!(committed.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+    consumer.close().await.unwrap();
+}
