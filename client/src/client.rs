@@ -73,6 +73,10 @@ impl Client {
         &self.core.client_id
     }
 
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.core.connect_timeout
+    }
+
     /// Opens a data connection. If none can be had, the broker is asked whether its data plane moved:
     /// somebody else may listen where it was. Only a data plane refuses.
     pub(crate) async fn open_connection(&self, session: &Session) -> Result<Connection, Error> {

@@ -24,6 +24,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use builder::{ConsumerBuilder, StartAt};
@@ -40,6 +41,10 @@ use queues::Queues;
 
 /// How long building waits for the first assignment.
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the last commit may take, however little connecting may.
+const LAST_COMMIT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// How long closing waits until the group has been left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Room made for messages before they are there.
 const RECEIVE_ROOM_MAX: usize = 1024;
 /// Most chunks that are handed out from between two looks at the queues.
@@ -147,7 +152,7 @@ impl Consumer {
             Mode::Member => {
                 let (joined, first) = oneshot::channel();
                 consumer.finder = Some(tokio::spawn(membership::run(shared, joined)));
-                if let Ok(Ok(first)) = tokio::time::timeout(ASSIGNMENT_TIMEOUT, first).await {
+                if let Ok(Ok(first)) = timeout(ASSIGNMENT_TIMEOUT, first).await {
                     first?;
                 }
             }
@@ -268,17 +273,33 @@ impl Consumer {
     }
 
     /// Commits everything received, if automatic commit is on, and leaves the group. Fails as
-    /// [`commit`](Consumer::commit) does; the group is left all the same.
+    /// [`commit`](Consumer::commit) does, or if the broker is silent for the client's
+    /// [`connect_timeout`](crate::ClientBuilder::connect_timeout); the group is left all the same.
     pub async fn close(mut self) -> Result<(), Error> {
         let committed = match self.shared.config.auto_commit {
-            Some(_) => self.commit().await,
+            Some(_) => self.commit_in_time().await,
             None => Ok(()),
         };
         self.shared.closing.cancel();
-        if let Some(finder) = self.finder.take() {
-            let _ = finder.await;
+        if let Some(mut finder) = self.finder.take() {
+            // It may wait for an answer that has nothing to do with leaving.
+            let left = match self.shared.config.is_member() {
+                true => timeout(LEAVE_TIMEOUT, &mut finder).await.is_ok(),
+                false => false,
+            };
+            if !left {
+                finder.abort();
+            }
         }
         committed
+    }
+
+    async fn commit_in_time(&self) -> Result<(), Error> {
+        let patience = self.shared.client.connect_timeout().max(LAST_COMMIT_TIMEOUT_MIN);
+        timeout(patience, self.commit()).await.unwrap_or_else(|_| {
+            let message = format!("the last commit was not answered within {patience:?}");
+            Err(Error::new(ErrorKind::Timeout, message).with_unknown_outcome())
+        })
     }
 }
 

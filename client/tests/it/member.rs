@@ -1,8 +1,11 @@
 //! Members of a group.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use longwire_client::{Consumer, ConsumerBuilder, ErrorCode, StartAt, TagFilter, TopicQueue};
+use longwire_client::{
+    Client, Consumer, ConsumerBuilder, ErrorCode, ErrorKind, StartAt, TagFilter, TopicQueue,
+};
 use longwire_proto::control::Assignment;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
@@ -350,4 +353,23 @@ async fn a_member_is_told_once_that_a_topic_has_been_deleted() {
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
     silent(&mut consumer).await;
     assert_eq!(consumer.assignment(), []);
+}
+
+#[tokio::test]
+async fn a_silent_broker_does_not_keep_a_member_from_closing() {
+    let mock = Mock::start(&[("t", 2)]).await;
+    mock.store("t", 0, &[b"0"]);
+    let mut members = mock.members();
+    let client = Client::builder(&mock.address).connect_timeout(Duration::from_millis(200));
+    let consumer = client.connect().await.unwrap().consumer();
+    let consumer = consumer.group("g").subscribe("t", TagFilter::all());
+    let (mut consumer, mut member) = joined(consumer, &mut members).await;
+    receive(&mut consumer, 1).await;
+    mock.state.silent.store(true, SeqCst);
+    member.assign.send(Ok(assignment(2, "t", &[0, 1]))).await.unwrap();
+    // It then asks where queue 1 begins.
+    while member.released.recv().await != Some(2) {}
+    let error = timeout(SOON, consumer.close()).await.expect("waits").unwrap_err();
+    assert!(error.kind() == ErrorKind::Timeout && error.outcome_unknown(), "{error}");
+    timeout(SOON, member.assign.closed()).await.expect("is still a member");
 }

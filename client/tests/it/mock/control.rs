@@ -126,6 +126,7 @@ impl offset::OffsetService for Control {
         &self,
         request: Request<wire::FetchOffsetsRequest>,
     ) -> Answer<wire::FetchOffsetsResponse> {
+        self.state.speak().await;
         let request = request.into_inner();
         let committed = self.state.committed.lock();
         let ours = committed.iter().filter(|((group, ..), _)| *group == request.group);
