@@ -283,10 +283,8 @@ impl Consumer {
         self.shared.closing.cancel();
         if let Some(mut finder) = self.finder.take() {
             // It may wait for an answer that has nothing to do with leaving.
-            let left = match self.shared.config.is_member() {
-                true => timeout(LEAVE_TIMEOUT, &mut finder).await.is_ok(),
-                false => false,
-            };
+            let left =
+                self.shared.config.is_member() && timeout(LEAVE_TIMEOUT, &mut finder).await.is_ok();
             if !left {
                 finder.abort();
             }

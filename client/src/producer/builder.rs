@@ -122,7 +122,8 @@ impl ProducerBuilder {
         }
         if linger >= timeout {
             let message = format!(
-                "messages that linger for {linger:?} would fail before they are sent:                  the delivery timeout is {timeout:?}, and must be longer"
+                "messages that linger for {linger:?} would fail before they are sent: \
+                 the delivery timeout is {timeout:?}, and must be longer"
             );
             return Err(Error::invalid(message));
         }
