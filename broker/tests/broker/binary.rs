@@ -22,6 +22,15 @@ fn command(folder: &Path) -> Command {
     command
 }
 
+/// The broker as another program starts it.
+fn started_by(program: &[&str], folder: &Path) -> Command {
+    let broker = command(folder);
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).arg(broker.get_program()).args(broker.get_args());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 /// A broker process, killed should the test fail, and what it logs once it is ready.
 struct Process(Child, Option<JoinHandle<Vec<String>>>);
 
@@ -68,7 +77,9 @@ fn run(command: &mut Command) -> (Option<i32>, String) {
 fn it_says_where_it_listens_and_stops_within_a_second_of_any_signal_to_stop() {
     let folder = tempfile::tempdir().unwrap();
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let (mut process, ready) = Process::start(folder.path());
+        // Whoever runs the tests may have them ignore SIGHUP, which is inherited.
+        let broker = &mut started_by(&["env", "--default-signal=HUP"], folder.path());
+        let (mut process, ready) = Process::spawn(broker);
         for field in ["data=127.0.0.1:", "control=127.0.0.1:", "http=127.0.0.1:", "took_ms="] {
             assert!(ready.contains(field), "{field} missing in {ready}");
         }
@@ -94,11 +105,7 @@ fn a_signal_that_comes_several_times_at_once_is_one_signal() {
 #[test]
 fn under_nohup_a_terminal_that_is_gone_stops_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let broker = command(folder.path());
-    let mut nohup = Command::new("nohup");
-    nohup.arg(broker.get_program()).args(broker.get_args());
-    nohup.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let (mut process, _) = Process::spawn(&mut nohup);
+    let (mut process, _) = Process::spawn(&mut started_by(&["nohup"], folder.path()));
     process.signal(Signal::HUP);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(process.0.try_wait().unwrap(), None);
