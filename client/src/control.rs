@@ -96,10 +96,11 @@ impl Control {
 
     /// Where to dial the data plane. A broker that does not say so within `patience` is not reached.
     pub(crate) async fn data_address(&self, patience: Duration) -> Result<String, Error> {
-        let Ok(described) = timeout(patience.min(ANSWER_TIMEOUT), self.describe_broker()).await
-        else {
+        let patience = patience.min(ANSWER_TIMEOUT);
+        let Ok(described) = timeout(patience, self.describe_broker()).await else {
             let address = &self.address;
-            let message = format!("no answer from the broker's control plane at {address} in time");
+            let message =
+                format!("no answer from the broker's control plane at {address} in {patience:?}");
             return Err(Error::new(ErrorKind::Unreachable, message));
         };
         let given = described?.data_address;
