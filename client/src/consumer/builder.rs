@@ -7,7 +7,7 @@ use std::time::Duration;
 use longwire_proto::name::{check_group, check_topic};
 
 use super::Consumer;
-use super::chunk::Source;
+use super::chunk::{CreatedPosition, Source};
 use super::filter::TagFilter;
 use super::prefetch::Reset;
 use crate::Error;
@@ -183,6 +183,7 @@ impl Config {
     /// What records of a queue have to look like.
     pub(super) fn source(&self, queue: &TopicQueue, created_position: Option<u64>) -> Arc<Source> {
         let filter = self.subscriptions.get(&queue.topic).cloned().unwrap_or_default();
+        let created_position = created_position.and_then(CreatedPosition::new);
         Arc::new(Source { name: queue.clone(), filter, created_position })
     }
 

@@ -7,7 +7,7 @@ use longwire_proto::ErrorCode;
 use longwire_proto::data::{FetchQueue, FetchRequest, FetchResponse, FetchResult, FetchTopic};
 use longwire_proto::limits::{FRAME_HEADER_BYTES_MAX, QUEUES_PER_FETCH_MAX};
 
-use super::chunk::{Chunk, Source};
+use super::chunk::{Chunk, CreatedPosition, Source};
 use super::queues::{Key, Queues, Wanted};
 use super::received::Received;
 use crate::{Error, ErrorKind};
@@ -389,6 +389,7 @@ impl Plan {
         let mut topics: Vec<FetchTopic> = Vec::new();
         for entry in &self.entries {
             let Source { name, filter, created_position } = &*entry.source;
+            let created_position = created_position.map(CreatedPosition::get);
             let queue = FetchQueue {
                 queue: name.queue,
                 offset: entry.offset,
@@ -396,7 +397,7 @@ impl Plan {
             };
             match topics.last_mut() {
                 Some(last)
-                    if *last.topic == *name.topic && last.created_position == *created_position =>
+                    if *last.topic == *name.topic && last.created_position == created_position =>
                 {
                     last.queues.push(queue);
                 }
@@ -404,7 +405,7 @@ impl Plan {
                     topic: name.topic.to_string(),
                     tag_hashes: filter.hashes().to_vec(),
                     queues: vec![queue],
-                    created_position: *created_position,
+                    created_position,
                 }),
             }
         }
