@@ -1,7 +1,8 @@
 //! Growing pauses between attempts.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
+
+use crate::random::random;
 
 const FIRST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(2);
@@ -24,9 +25,7 @@ impl Backoff {
     /// The pause after `attempts` earlier ones.
     pub(crate) fn after(attempts: u32) -> Duration {
         let full = FIRST.saturating_mul(1 << attempts.min(10)).min(LONGEST);
-        // A new RandomState hashes nothing to a new number: randomness without a dependency.
-        let random = RandomState::new().hash_one(attempts) % 1024;
-        full / 2 + full.mul_f64(random as f64 / 2048.0)
+        full / 2 + full.mul_f64((random() % 1024) as f64 / 2048.0)
     }
 
     /// Begins again with the shortest pause.

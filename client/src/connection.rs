@@ -9,7 +9,6 @@ mod progress;
 mod reader;
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::random::random;
 use crate::{Error, ErrorKind};
 use outbox::{OutFrame, Outbox};
 use progress::Progress;
@@ -55,18 +55,13 @@ pub(crate) struct Session {
 impl Session {
     /// One that nobody else has.
     pub(crate) fn new() -> Session {
-        Session { name: [random(), random()].concat().into() }
+        Session { name: [random(), random()].map(u64::to_be_bytes).concat().into() }
     }
 
     /// For a connection that stands alone.
     pub(crate) fn none() -> Session {
         Session { name: Box::default() }
     }
-}
-
-/// What a new RandomState hashes nothing to: randomness without a dependency.
-fn random() -> [u8; 8] {
-    RandomState::new().build_hasher().finish().to_be_bytes()
 }
 
 /// A connection that has said hello. Dropping it closes it and fails what is unanswered.

@@ -43,8 +43,8 @@ use queues::Queues;
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the last commit may take, however little connecting may.
 const LAST_COMMIT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// How long closing waits until the group has been left.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long closing waits for the membership to end: longer than leaving waits for the broker.
+const MEMBERSHIP_END_TIMEOUT: Duration = Duration::from_secs(3);
 /// Room made for messages before they are there.
 const RECEIVE_ROOM_MAX: usize = 1024;
 /// Most chunks that are handed out from between two looks at the queues.
@@ -283,8 +283,8 @@ impl Consumer {
         self.shared.closing.cancel();
         if let Some(mut finder) = self.finder.take() {
             // It may wait for an answer that has nothing to do with leaving.
-            let left =
-                self.shared.config.is_member() && timeout(LEAVE_TIMEOUT, &mut finder).await.is_ok();
+            let left = self.shared.config.is_member()
+                && timeout(MEMBERSHIP_END_TIMEOUT, &mut finder).await.is_ok();
             if !left {
                 finder.abort();
             }

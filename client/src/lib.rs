@@ -52,6 +52,7 @@ mod control;
 mod error;
 mod message;
 mod producer;
+mod random;
 
 pub use admin::*;
 pub use client::{Client, ClientBuilder};

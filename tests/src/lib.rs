@@ -8,6 +8,7 @@
 pub mod bare_write;
 pub mod binary;
 pub mod broker_process;
+pub mod embedded;
 pub mod frame_client;
 pub mod fuzz_seeds;
 pub mod golden;

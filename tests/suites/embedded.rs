@@ -10,6 +10,7 @@ use longwire_client::{
     Received, StartAt, TagFilter, TopicQueue,
 };
 use longwire_tests::broker_process::Addresses;
+use longwire_tests::embedded;
 use longwire_tests::history::read_topic;
 use longwire_tests::load::Load;
 use longwire_tests::noise;
@@ -27,10 +28,7 @@ struct Scene {
 impl Scene {
     async fn start() -> Scene {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = Config::ephemeral(folder.path());
-        config.storage.segment_bytes = 16 << 20;
-        let broker = Broker::start(config).await.unwrap();
-        let client = Client::connect(broker.control_addr().to_string()).await.unwrap();
+        let (broker, client) = embedded::start(folder.path(), |_| {}).await;
         Scene { broker, client, _folder: folder }
     }
 
@@ -321,12 +319,11 @@ async fn again<F: Future<Output = Result<Broker, longwire_broker::StartError>>>(
 #[tokio::test]
 async fn where_the_data_plane_cannot_be_reached_neither_producer_nor_consumer_is_built() {
     let folder = tempfile::tempdir().unwrap();
-    let mut config = Config::ephemeral(folder.path());
-    config.storage.segment_bytes = 16 << 20;
     // Nobody listens there.
-    config.listen.advertised_data = Some("127.0.0.1:1".to_owned());
-    let broker = Broker::start(config).await.unwrap();
-    let client = Client::connect(broker.control_addr().to_string()).await.unwrap();
+    let advertise = |config: &mut Config| {
+        config.listen.advertised_data = Some("127.0.0.1:1".to_owned());
+    };
+    let (broker, client) = embedded::start(folder.path(), advertise).await;
     client.admin().create_topic(NewTopic::new("t").queues(1)).await.unwrap();
 
     let consumer = client.consumer();

@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use longwire_broker::{Broker, Config};
-use longwire_client::{Client, Durability, Message, NewTopic, TopicQueue};
+use longwire_broker::Config;
+use longwire_client::{Durability, Message, NewTopic, TopicQueue};
+use longwire_tests::embedded;
 use longwire_tests::wait::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,14 +45,12 @@ async fn network(listener: TcpListener, broker: SocketAddr, deliver: oneshot::Re
 async fn what_arrives_late_over_a_lost_connection_does_not_come_after_what_was_sent_since() {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut config = Config::ephemeral(folder.path());
-    config.storage.segment_bytes = 16 << 20;
-    config.listen.advertised_data = Some(listener.local_addr().unwrap().to_string());
-    let broker = Broker::start(config).await.unwrap();
+    let advertised = listener.local_addr().unwrap().to_string();
+    let advertise = |config: &mut Config| config.listen.advertised_data = Some(advertised);
+    let (broker, client) = embedded::start(folder.path(), advertise).await;
     let (deliver, delivered) = oneshot::channel();
     let network = tokio::spawn(network(listener, broker.data_addr(), delivered));
 
-    let client = Client::connect(broker.control_addr().to_string()).await.unwrap();
     client.admin().create_topic(NewTopic::new("t").queues(1)).await.unwrap();
     let producer = client.producer().durability(Durability::Write).build().await.unwrap();
     for body in ["first", "second"] {

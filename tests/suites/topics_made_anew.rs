@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use longwire_broker::{Broker, Config};
+use longwire_broker::Broker;
 use longwire_client::{Client, Consumer, ErrorCode, Message, NewTopic, TagFilter, TopicQueue};
+use longwire_tests::embedded;
 use longwire_tests::wait::within;
 use tempfile::TempDir;
 
@@ -20,10 +21,7 @@ impl Scene {
     /// A broker with a topic `t` that has messages old-0 to old-9 in its one queue.
     async fn start() -> Scene {
         let folder = tempfile::tempdir().unwrap();
-        let mut config = Config::ephemeral(folder.path());
-        config.storage.segment_bytes = 16 << 20;
-        let broker = Broker::start(config).await.unwrap();
-        let client = Client::connect(broker.control_addr().to_string()).await.unwrap();
+        let (broker, client) = embedded::start(folder.path(), |_| {}).await;
         let scene = Scene { broker, client, _folder: folder };
         scene.make("old", 10).await;
         scene

@@ -150,9 +150,14 @@ impl Group {
         now: Instant,
         release_timeout: Duration,
     ) {
-        let topics = self.topics().into_iter();
-        let topics: BTreeMap<Arc<str>, Known> =
-            topics.filter_map(|topic| known(&topic).map(|known| (topic, known))).collect();
+        let mut topics: BTreeMap<Arc<str>, Known> = BTreeMap::new();
+        self.unknown_topics.clear();
+        for topic in self.topics() {
+            match known(&topic) {
+                Some(known) => _ = topics.insert(topic, known),
+                None => _ = self.unknown_topics.insert(topic),
+            }
+        }
         self.generation += 1;
         self.plan(&topics.iter().map(|(name, topic)| (Arc::clone(name), topic.queues)).collect());
 
@@ -189,8 +194,6 @@ impl Group {
             let created_position = topics.get(&key.0)?.created_position;
             Some((key, Reader { member, since, created_position }))
         }));
-        self.unknown_topics = self.topics();
-        self.unknown_topics.retain(|topic| !topics.contains_key(topic));
         self.tell();
     }
 
@@ -290,13 +293,13 @@ impl Group {
             let unknown_topics =
                 member.topics.intersection(&self.unknown_topics).cloned().collect();
             let generation = self.generation;
-            let new = Assigned { generation, queues, created_positions, unknown_topics };
+            let mut new = Assigned { generation, queues, created_positions, unknown_topics };
             member.assigned.send_if_modified(|assigned| {
                 // Generation 0 is a member that has been told nothing yet, not even its name.
-                let changed =
-                    assigned.generation == 0 || new != Assigned { generation, ..assigned.clone() };
+                new.generation = assigned.generation;
+                let changed = assigned.generation == 0 || new != *assigned;
                 if changed {
-                    *assigned = new;
+                    *assigned = Assigned { generation, ..new };
                 }
                 changed
             });
