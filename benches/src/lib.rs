@@ -4,6 +4,7 @@
 //! and gives percentiles and CPU time. It never fails on a figure.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -14,11 +15,12 @@ pub fn conditions(dir: &std::path::Path) -> String {
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
     format!(
-        "kernel {} | cores {} |{} | file system {} | congestion control {}",
+        "kernel {} | cores {} |{} | file system {} | read-ahead {} KiB | congestion control {}",
         read("/proc/sys/kernel/osrelease"),
         std::thread::available_parallelism().map_or(1, |n| n.get()),
         model.trim_start_matches([' ', '\t', ':']),
         file_system(dir),
+        read_ahead_kb(dir),
         read("/proc/sys/net/ipv4/tcp_congestion_control"),
     )
 }
@@ -34,6 +36,16 @@ fn file_system(dir: &std::path::Path) -> String {
     };
     let longest = mounts.lines().filter_map(of).max_by_key(|(length, _)| *length);
     longest.map_or_else(|| "?".into(), |(_, kind)| kind)
+}
+
+/// How much the kernel reads ahead from the device a folder is on.
+fn read_ahead_kb(dir: &std::path::Path) -> String {
+    let Ok(device) = fs::metadata(dir).map(|folder| folder.dev()) else { return "?".into() };
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let of =
+        |queue| fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/read_ahead_kb"));
+    // A partition has none of its own.
+    of("queue").or_else(|_| of("../queue")).map_or_else(|_| "?".into(), |kib| kib.trim().to_owned())
 }
 
 /// CPU time this process has used, in user and kernel mode.
