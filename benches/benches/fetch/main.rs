@@ -158,7 +158,7 @@ fn conditions(plan: &Plan<'_>, folder: &Path) -> Vec<(String, String)> {
         .split('|')
         .filter_map(|part| {
             let part = part.trim();
-            let names = ["kernel", "cores", "file system", "congestion control"];
+            let names = ["kernel", "cores", "file system", "read-ahead", "congestion control"];
             let name = names.into_iter().find(|name| part.starts_with(name));
             match name {
                 // The system's is not the run's.
