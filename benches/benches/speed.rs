@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use longwire_benches::{conditions, histogram, median, percentiles_us};
+use longwire_benches::{conditions_line, histogram, median, percentiles_us};
 use longwire_broker::{Broker, config::Config};
 use longwire_client::{Client, Durability, Message, NewTopic, Producer, StartAt, TagFilter};
 use longwire_client::{TopicDurability, TopicQueue};
@@ -53,7 +53,7 @@ async fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let sizes = if quick { QUICK } else { FULL };
     let dir = tempfile::tempdir_in(".").unwrap();
-    println!("speed: {} | rounds {}", conditions(dir.path()), sizes.rounds);
+    println!("speed: {} | rounds {}", conditions_line(dir.path()), sizes.rounds);
     println!("bodies of {BODY_BYTES} bytes, {QUEUES} queues, broker and clients in one process");
     let mut figures = Figures::default();
     for round in 0..sizes.rounds {

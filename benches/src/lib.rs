@@ -5,28 +5,34 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// The conditions that decide what figures mean, as lines to print.
-pub fn conditions(dir: &std::path::Path) -> String {
+/// The conditions of the system that decide what figures mean, by name.
+pub fn conditions(dir: &Path) -> [(&'static str, String); 6] {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
-    format!(
-        "kernel {} | cores {} |{} | file system {} | read-ahead {} KiB | congestion control {}",
-        read("/proc/sys/kernel/osrelease"),
-        std::thread::available_parallelism().map_or(1, |n| n.get()),
-        model.trim_start_matches([' ', '\t', ':']),
-        file_system(dir),
-        read_ahead_kb(dir),
-        read("/proc/sys/net/ipv4/tcp_congestion_control"),
-    )
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    [
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("cores", cores.to_string()),
+        ("processor", model.trim_start_matches([' ', '\t', ':']).to_owned()),
+        ("file system", file_system(dir)),
+        ("read-ahead", read_ahead(dir)),
+        ("congestion control", read("/proc/sys/net/ipv4/tcp_congestion_control")),
+    ]
+}
+
+/// The [`conditions`] as a line to print.
+pub fn conditions_line(dir: &Path) -> String {
+    conditions(dir).map(|(name, value)| format!("{name} {value}")).join(" | ")
 }
 
 /// The name of the file system a folder is on.
-fn file_system(dir: &std::path::Path) -> String {
+fn file_system(dir: &Path) -> String {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let of = |line: &str| {
@@ -39,13 +45,19 @@ fn file_system(dir: &std::path::Path) -> String {
 }
 
 /// How much the kernel reads ahead from the device a folder is on.
-fn read_ahead_kb(dir: &std::path::Path) -> String {
-    let Ok(device) = fs::metadata(dir).map(|folder| folder.dev()) else { return "?".into() };
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let of =
-        |queue| fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/read_ahead_kb"));
+fn read_ahead(dir: &Path) -> String {
+    let Some(device) = block_device(dir) else { return "unknown, on no block device".into() };
+    let of = |queue| fs::read_to_string(device.join(queue).join("read_ahead_kb"));
     // A partition has none of its own.
-    of("queue").or_else(|_| of("../queue")).map_or_else(|_| "?".into(), |kib| kib.trim().to_owned())
+    let kib = of("queue").or_else(|_| of("../queue"));
+    kib.map_or_else(|_| "?".into(), |kib| format!("{} KiB", kib.trim()))
+}
+
+/// What the kernel tells of the block device a folder is on; `None` if it is on none.
+pub fn block_device(dir: &Path) -> Option<PathBuf> {
+    let device = fs::metadata(dir).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    (major != 0).then(|| format!("/sys/dev/block/{major}:{minor}").into())
 }
 
 /// CPU time this process has used, in user and kernel mode.

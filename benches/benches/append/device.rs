@@ -1,8 +1,9 @@
 //! What has been written to the disk.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use longwire_benches::block_device;
 
 /// The kernel counts sectors of this size, whatever the device has.
 const SECTOR_BYTES: u64 = 512;
@@ -47,9 +48,7 @@ pub(crate) fn method(dir: &Path) -> String {
 
 /// The statistics of the block device that a folder is on.
 fn stat_file(dir: &Path) -> Option<PathBuf> {
-    let device = fs::metadata(dir).ok()?.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    (major != 0).then(|| format!("/sys/dev/block/{major}:{minor}/stat").into())
+    Some(block_device(dir)?.join("stat"))
 }
 
 fn device(dir: &Path) -> Option<u64> {

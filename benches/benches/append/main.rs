@@ -14,7 +14,7 @@ mod report;
 use std::path::Path;
 use std::time::Duration;
 
-use longwire_benches::conditions;
+use longwire_benches::conditions_line;
 use longwire_storage::AppendPath;
 use longwire_tests::bare_write::bare_write;
 
@@ -52,7 +52,7 @@ fn main() {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let extent = if quick { QUICK } else { FULL };
     let dir = tempfile::tempdir_in(".").unwrap();
-    let mut report = Report::new(conditions(dir.path()), extent.rounds);
+    let mut report = Report::new(conditions_line(dir.path()), extent.rounds);
 
     report.closed_header();
     for case in Closed::all(extent.threads) {

@@ -153,21 +153,10 @@ fn value_of(flag: &str) -> Option<String> {
 
 /// What the figures depend on.
 fn conditions(plan: &Plan<'_>, folder: &Path) -> Vec<(String, String)> {
-    let of_system = longwire_benches::conditions(folder);
-    let mut conditions: Vec<(String, String)> = of_system
-        .split('|')
-        .filter_map(|part| {
-            let part = part.trim();
-            let names = ["kernel", "cores", "file system", "read-ahead", "congestion control"];
-            let name = names.into_iter().find(|name| part.starts_with(name));
-            match name {
-                // The system's is not the run's.
-                Some("congestion control") => None,
-                Some(name) => Some((name.to_owned(), part[name.len()..].trim().to_owned())),
-                None => Some(("processor".to_owned(), part.to_owned())),
-            }
-        })
-        .collect();
+    // The system's congestion control is not the run's.
+    let of_system = longwire_benches::conditions(folder)
+        .into_iter()
+        .filter(|(name, _)| *name != "congestion control");
     let bodies = if plan.copy { "copied" } else { "dropped in the kernel (MSG_TRUNC)" };
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let sizes = plan.sizes;
@@ -184,8 +173,7 @@ fn conditions(plan: &Plan<'_>, folder: &Path) -> Vec<(String, String)> {
         ("setting of every broker", value_of("--set").unwrap_or_else(|| "none".into())),
         ("load average at the start", load.split(' ').next().unwrap_or("?").into()),
     ];
-    conditions.extend(more.map(|(name, value)| (name.to_owned(), value)));
-    conditions
+    of_system.chain(more).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn broker_version() -> String {
