@@ -9,10 +9,12 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::broker::StartError;
 use crate::config::{Config, TransferMode};
 use crate::http;
+use crate::transfer;
 
-/// Consume-queue files the store keeps open at most, and for whatever else comes and goes: the next
-/// segment, a checkpoint, a folder that is synced, a connection that is accepted to be refused.
-const STORE_FILES: u64 = QUEUE_FILES_OPEN_MAX as u64 + 64;
+/// Consume-queue files the store keeps open at most, what reading history takes, and for whatever else
+/// comes and goes: the next segment, a checkpoint, a folder that is synced, a connection that is
+/// accepted to be refused.
+const STORE_FILES: u64 = (QUEUE_FILES_OPEN_MAX + transfer::HISTORY_FILES_MAX) as u64 + 64;
 /// A part of all is kept for segments, of which there will be more.
 const SEGMENTS_PART: u64 = 8;
 /// Below this many connections of each plane a broker is of no use.
@@ -91,8 +93,8 @@ mod tests {
 
     #[test]
     fn planes_share_what_the_store_leaves_of_the_limit() {
-        assert_eq!(connections(1024, 40, 1), (1024 - 40 - 320 - 128 - 128) / 2);
-        assert_eq!(connections(1024, 40, 3), (1024 - 40 - 320 - 128 - 128) / 4);
+        assert_eq!(connections(1024, 40, 1), (1024 - 40 - 424 - 128 - 128) / 2);
+        assert_eq!(connections(1024, 40, 3), (1024 - 40 - 424 - 128 - 128) / 4);
         assert_eq!(connections(512, 40, 1), 0);
         assert!(connections(65_536, 1000, 1) > 10_000);
         for (limit, open) in [(600, 40), (4096, 500), (20_000, 100), (1 << 20, 5000)] {

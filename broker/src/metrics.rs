@@ -26,11 +26,18 @@ pub(crate) enum TransferPath {
     Sendfile,
     /// `splice`, twice.
     Splice,
+    /// `splice`, twice, from the disk past the page cache.
+    Direct,
 }
 
 impl TransferPath {
-    pub(crate) const ALL: [TransferPath; 4] =
-        [TransferPath::Buffered, TransferPath::Mmap, TransferPath::Sendfile, TransferPath::Splice];
+    pub(crate) const ALL: [TransferPath; 5] = [
+        TransferPath::Buffered,
+        TransferPath::Mmap,
+        TransferPath::Sendfile,
+        TransferPath::Splice,
+        TransferPath::Direct,
+    ];
 
     /// Whether the socket refers to pages of the file, which not every file system allows.
     pub(crate) fn is_by_reference(self) -> bool {
@@ -43,6 +50,7 @@ impl TransferPath {
             TransferPath::Mmap => "mmap",
             TransferPath::Sendfile => "sendfile",
             TransferPath::Splice => "splice",
+            TransferPath::Direct => "direct",
         }
     }
 }

@@ -6,7 +6,8 @@
 //!  from 32 KiB            yes, or tail   ──►    sendfile: the process never sees the bytes
 //!  4 KiB up to that       yes, or tail   ──►    mapped slice  ┐ consecutive ones together in
 //!  under 4 KiB            yes, or tail   ──►    copied slice  ┘ one sendmsg
-//!  any                    no             ──►    read in on the I/O pool first, then as above
+//!  from 256 KiB           no             ──►    direct: from the disk past the page cache
+//!  any other              no             ──►    read in on the I/O pool first, then as above
 //! ```
 //!
 //! The frame's head goes out with the first bytes: in the same `sendmsg`, or held back by
@@ -16,6 +17,7 @@
 mod buffered;
 mod cold;
 mod gather;
+mod history;
 mod load;
 mod rest;
 mod sendfile;
@@ -31,10 +33,12 @@ use crate::config::TransferMode;
 use crate::metrics::{FallbackReason, Metrics, TransferPath};
 
 pub(crate) use cold::IoPool;
+pub(crate) use history::FILES_MAX as HISTORY_FILES_MAX;
 pub(crate) use socket::{Socket, send_slices};
 
 use buffered::Buffer;
 use cold::Warmth;
+use history::History;
 use load::ReadAhead;
 use rest::Rest;
 use splice::SplicePipe;
@@ -65,6 +69,7 @@ const HISTORY_CALL_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct Kept {
     pipe: SplicePipe,
     ahead: ReadAhead,
+    history: History,
     /// What has been sent since the others of the thread could last go first.
     sent: AtomicUsize,
 }
@@ -72,7 +77,7 @@ pub(crate) struct Kept {
 impl Kept {
     fn call_bytes_max(&self, path: TransferPath) -> usize {
         match path {
-            _ if self.ahead.is_active() => HISTORY_CALL_BYTES_MAX,
+            _ if self.ahead.is_active() || self.history.is_active() => HISTORY_CALL_BYTES_MAX,
             TransferPath::Sendfile => SENDFILE_BYTES_MAX,
             _ => CALL_BYTES_MAX,
         }
@@ -132,6 +137,9 @@ impl<'a> Transfer<'a> {
                 step.path = TransferPath::Buffered;
                 step.bytes = step.bytes.min(CALL_BYTES_MAX);
             }
+            if !refused && self.send_history(&mut rest, step, &mut warmth).await? {
+                continue;
+            }
             warmth.warm(&rest, step.bytes, ahead, self.pool, self.metrics).await?;
             let sent = match step.path {
                 TransferPath::Mmap => self.gather(&rest, step).await,
@@ -148,15 +156,26 @@ impl<'a> Transfer<'a> {
                     sent => sent,
                 },
             }?;
-            let mut body = 0;
-            rest.advance(sent, |bytes| body += bytes);
-            self.metrics.sent(step.path, body as u64);
-            warmth.advance(body);
-            self.kept.sent.fetch_add(body, Relaxed);
-            tokio::task::consume_budget().await;
+            self.advance(&mut rest, &mut warmth, sent, step.path).await;
         }
         ahead.follow(ranges, warmth.was_cold, self.pool);
         Ok(())
+    }
+
+    /// Takes note of what has been sent.
+    async fn advance(
+        &self,
+        rest: &mut Rest<'_>,
+        warmth: &mut Warmth,
+        sent: usize,
+        path: TransferPath,
+    ) {
+        let mut body = 0;
+        rest.advance(sent, |bytes| body += bytes);
+        self.metrics.sent(path, body as u64);
+        warmth.advance(body);
+        self.kept.sent.fetch_add(body, Relaxed);
+        tokio::task::consume_budget().await;
     }
 
     /// The decision: one path for as many of the next ranges as it suits.
@@ -203,6 +222,40 @@ impl<'a> Transfer<'a> {
             .await
     }
 
+    /// Sends bytes of a long range past the page cache, if they are not in it; `false` if nothing was
+    /// sent that way.
+    async fn send_history(
+        &self,
+        rest: &mut Rest<'_>,
+        step: Step,
+        warmth: &mut Warmth,
+    ) -> io::Result<bool> {
+        let (history, pool) = (&self.kept.history, self.pool);
+        if self.mode != TransferMode::Adaptive || step.path != TransferPath::Sendfile {
+            return Ok(false);
+        }
+        let Some(piece) = rest.pieces(0, step.bytes).next() else {
+            return Ok(false);
+        };
+        let mut sent = None;
+        if history.is_active() {
+            self.send_head(rest).await?;
+            sent = history.send(&piece, rest.body(), &self.socket, pool, self.metrics).await?;
+        }
+        // The stream may have ended, with the segment or elsewhere, and another one go on.
+        if sent.is_none()
+            && !warmth.is_warm(rest, step.bytes, &self.kept.ahead, pool)
+            && history.begin(&piece, pool)
+        {
+            self.send_head(rest).await?;
+            sent = history.send(&piece, rest.body(), &self.socket, pool, self.metrics).await?;
+        }
+        if let Some(sent) = sent {
+            self.advance(rest, warmth, sent, TransferPath::Direct).await;
+        }
+        Ok(sent.is_some())
+    }
+
     /// Sends the head, and then bytes of the first range without looking at them.
     async fn send_pages(
         &self,
@@ -210,14 +263,7 @@ impl<'a> Transfer<'a> {
         step: Step,
         path: TransferPath,
     ) -> io::Result<usize> {
-        while !rest.head.is_empty() {
-            let head = rest.head;
-            let sent = self
-                .socket
-                .write(|stream| send_slices(stream, &[IoSlice::new(head)], true))
-                .await?;
-            rest.head = &head[sent..];
-        }
+        self.send_head(rest).await?;
         let Some(piece) = rest.pieces(0, step.bytes).next() else {
             return Ok(0);
         };
@@ -226,6 +272,16 @@ impl<'a> Transfer<'a> {
             return self.kept.pipe.send(&self.socket, &piece, more).await;
         }
         self.socket.write(|stream| sendfile::send(stream, &piece)).await
+    }
+
+    /// Sends what is left of the head; bytes of a range must follow.
+    async fn send_head(&self, rest: &mut Rest<'_>) -> io::Result<()> {
+        while !rest.head.is_empty() {
+            let head = [IoSlice::new(rest.head)];
+            let sent = self.socket.write(|stream| send_slices(stream, &head, true)).await?;
+            rest.head = &rest.head[sent..];
+        }
+        Ok(())
     }
 }
 

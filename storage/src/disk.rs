@@ -14,12 +14,15 @@ mod journal;
 mod mapping;
 mod real;
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 #[cfg(feature = "testing")]
@@ -135,6 +138,15 @@ pub trait DiskFile: Send + Sync + std::fmt::Debug {
 
     /// Tells the kernel that the cached pages of the file can go, from a little before a place on.
     fn drop_cache(&self, from: u64) -> io::Result<()>;
+
+    /// The file once more, to read past the page cache (`O_DIRECT`); `InvalidInput` where the file
+    /// system cannot.
+    fn open_direct(&self) -> io::Result<File> {
+        // By its descriptor: it may have lost its name meanwhile.
+        let path = format!("/proc/self/fd/{}", self.as_fd().as_raw_fd());
+        let flags = OFlags::DIRECT.bits() as i32;
+        File::options().read(true).custom_flags(flags).open(path)
+    }
 
     /// The descriptor, to send from.
     fn as_fd(&self) -> BorrowedFd<'_>;

@@ -106,6 +106,11 @@ impl Segment {
         self.mapping.slice(from as usize, to as usize)
     }
 
+    /// Whether the page of the byte at a position is in memory.
+    pub(crate) fn is_resident(&self, position: u64) -> bool {
+        self.mapping.is_resident((position - self.base) as usize)
+    }
+
     /// The bytes of the record that begins at a position, if one does. Read, and not through the mapping,
     /// where a page that cannot be read ends the process.
     pub(crate) fn read_record(&self, position: u64) -> Result<Vec<u8>, String> {

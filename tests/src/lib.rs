@@ -17,6 +17,7 @@ pub mod load;
 pub mod many_queues;
 pub mod member_process;
 pub mod page;
+pub mod page_cache;
 pub mod planted_broker;
 pub mod power;
 pub mod process_figures;

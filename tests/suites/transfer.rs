@@ -2,15 +2,16 @@
 //! every path.
 #![allow(clippy::unwrap_used)]
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use longwire_client::{Client, Durability, Message, NewTopic, TopicDurability, TopicQueue};
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::history::{MessageId, read_topic};
-use longwire_tests::noise;
 use longwire_tests::strace::{Call, Strace};
 use longwire_tests::wait::within;
+use longwire_tests::{noise, page_cache, skip};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const MIB: u64 = 1 << 20;
@@ -141,6 +142,121 @@ async fn small_records_of_many_queues_do_not_take_a_call_each() {
     assert!(sending < read * rounds / 8, "{sending} calls for {} records", read * rounds);
 }
 
+/// The segments of a store.
+fn segments(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder.join("commitlog")).unwrap().map(|entry| entry.unwrap().path())
+}
+
+fn resident_mib(folder: &Path) -> u64 {
+    let resident = |path: PathBuf| {
+        let len = path.metadata().unwrap().len() as usize;
+        page_cache::resident_bytes(&path, len).unwrap() as u64
+    };
+    segments(folder).map(resident).sum::<u64>() / MIB
+}
+
+/// A store of 64 MB in one queue, of which nothing is in memory, and what serves it; `None` where that
+/// cannot be had.
+async fn evicted_store(folder: &Path) -> Option<(BrokerCommand, u64)> {
+    // Not a whole number of blocks.
+    let command = BrokerCommand::new(folder).set("storage.segment_bytes=20004KiB");
+    let (broker, messages, topic) = (command.start(), 64 * 1024, Arc::<str>::from("t"));
+    let client = Client::connect(broker.control()).await.unwrap();
+    create(&client, "t", 1).await;
+    let producer = client.producer().build().await.unwrap();
+    for number in 0..messages {
+        producer.enqueue(Message::new(topic.clone(), noise(number, 1000))).await.unwrap();
+    }
+    producer.flush().await.unwrap();
+    broker.stop();
+    segments(folder).for_each(|path| page_cache::evict(&path).unwrap());
+    if resident_mib(folder) > 0 {
+        skip("the file system's pages cannot be evicted");
+        return None;
+    }
+    Some((command, messages))
+}
+
+fn has_direct_io(broker: &BrokerProcess) -> bool {
+    let refused = broker.log().contains("cannot be read past the page cache");
+    if refused {
+        skip("the file system has no direct I/O");
+    }
+    !refused
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_runs_that_are_not_in_memory_are_sent_past_the_page_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((command, messages)) = evicted_store(folder.path()).await else { return };
+    let broker = command.start();
+    let before = resident_mib(folder.path());
+    let client = Client::connect(broker.control()).await.unwrap();
+    let queue = TopicQueue::new("t", 0);
+    let mut consumer = client.consumer().assign([queue.clone()]).build().await.unwrap();
+    let mut read = async |from: u64, to: u64| {
+        let mut next = from;
+        consumer.seek(&queue, from).unwrap();
+        while next < to {
+            for message in consumer.recv_many(1024).await.unwrap() {
+                assert_eq!(message.offset(), next);
+                assert!(message.body()[..] == noise(next, 1000), "message {next}");
+                next += 1;
+            }
+        }
+    };
+    // Also for one who goes elsewhere, forth and back, while what follows is under way.
+    let reading = async {
+        read(0, 5_000).await;
+        read(40_000, 45_000).await;
+        read(5_000, messages).await;
+    };
+    within("a consumer reads history", PATIENCE, reading).await;
+    if !has_direct_io(&broker) {
+        return;
+    }
+    let paths = ["direct", "sendfile", "mmap"].map(|path| (path, sent_by(&broker, path) / MIB));
+    let resident = resident_mib(folder.path());
+    println!("MiB by path {paths:?}, of segments in memory {before} before and {resident} after");
+    assert!(paths[0].1 > messages * 1000 / MIB * 9 / 10, "{paths:?}");
+    assert!(resident <= before + 8, "{resident} MiB of the segments came into memory");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_stops_reading_history_does_not_keep_a_segment_that_retention_has_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((command, _)) = evicted_store(folder.path()).await else { return };
+    let broker = command.start();
+    let held = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", broker.pid())).unwrap();
+        let targets = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        targets.filter(|target| target.to_string_lossy().contains("commitlog")).count()
+    };
+    let before = held();
+    let client = Client::connect(broker.control()).await.unwrap();
+    let consumer = client.consumer().assign([TopicQueue::new("t", 0)]);
+    // It stops in the middle of a segment.
+    let mut consumer = consumer.prefetch_bytes_max(2 << 20).build().await.unwrap();
+    within("history arrives", PATIENCE, consumer.recv()).await.unwrap();
+    if !has_direct_io(&broker) {
+        return;
+    }
+    assert!(held() > before, "a segment is read past the page cache");
+    let gone = async {
+        while held() > before {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    within("the segment is let go of", PATIENCE, gone).await;
+    // And who goes on finds everything.
+    within("a consumer goes on", PATIENCE, async {
+        for next in 1..10_000 {
+            assert_eq!(consumer.recv().await.unwrap().offset(), next);
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_forced_mode_delivers_the_same_bytes_by_its_own_path() {
     let folder = tempfile::tempdir().unwrap();
@@ -176,7 +292,7 @@ async fn every_forced_mode_delivers_the_same_bytes_by_its_own_path() {
         for (queue, messages) in log {
             assert!(messages == sent[queue as usize], "queue {queue} by {mode}");
         }
-        let paths = ["sendfile", "mmap", "buffered", "splice"]
+        let paths = ["sendfile", "mmap", "buffered", "splice", "direct"]
             .map(|path| (path, sent_by(&broker, path) / MIB));
         println!("{mode}: MiB by path {paths:?}");
         for (path, mib) in paths {

@@ -1,7 +1,8 @@
 //! The records that are fetched: the same log for every arm, each with a copy of its own.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use longwire_client::{NewTopic, TopicDurability};
@@ -9,8 +10,7 @@ use longwire_proto::data::{self, request_header::Request, response_header::Respo
 use longwire_proto::record::RecordDraft;
 use longwire_tests::broker_process::{BrokerCommand, BrokerProcess};
 use longwire_tests::frame_client::FrameClient;
-use longwire_tests::noise;
-use rustix::fs::{Advice, fadvise};
+use longwire_tests::{noise, page_cache};
 
 use crate::matrix::{Arm, Layout};
 
@@ -287,34 +287,21 @@ fn copy(from: &Path, to: &Path, sync: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops a store's segments that begin below position `end` from the page cache. Returns the share of pages asked for afterwards that
-/// were still there; asking for all would read them back in.
+/// Drops a store's segments that begin below position `end` from the page cache. Returns the share of
+/// their bytes below it that are still there.
 fn evict(folder: &Path, end: u64) -> io::Result<f64> {
-    const ASKED: u64 = 4;
-    let (mut asked, mut resident) = (0, 0);
+    let (mut bytes, mut resident) = (0, 0);
     for entry in fs::read_dir(folder.join("commitlog"))? {
-        let entry = entry?;
-        let position = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
-        if position.is_none_or(|position| position >= end) {
+        let path = entry?.path();
+        let name = path.file_name().and_then(OsStr::to_str);
+        let position = name.and_then(|name| name.parse::<u64>().ok());
+        let Some(wanted) = position.and_then(|position| end.checked_sub(position)) else {
             continue;
-        }
-        let file = File::open(entry.path())?;
-        file.sync_all()?;
-        fadvise(&file, 0, None, Advice::DontNeed)?;
-        let length = file.metadata()?.len();
-        for nth in 0..ASKED {
-            let mut byte = [0];
-            let at = length * nth / ASKED;
-            let flags = rustix::io::ReadWriteFlags::NOWAIT;
-            let read = rustix::io::preadv2(&file, &mut [IoSliceMut::new(&mut byte)], at, flags);
-            // What has never been written needs no disk.
-            if position.is_some_and(|position| position + at >= end) {
-                continue;
-            }
-            asked += 1;
-            resident += u64::from(matches!(read, Ok(1)));
-        }
-        fadvise(&file, 0, None, Advice::DontNeed)?;
+        };
+        let len = wanted.min(path.metadata()?.len()) as usize;
+        page_cache::evict(&path)?;
+        bytes += len;
+        resident += page_cache::resident_bytes(&path, len)?;
     }
-    Ok(resident as f64 / f64::from(asked.max(1) as u32))
+    Ok(resident as f64 / bytes.max(1) as f64)
 }

@@ -9,16 +9,15 @@
 
 use std::cell::{Cell, LazyCell};
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use longwire_storage::Range;
-use rustix::io::ReadWriteFlags;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::history::Streams;
 use super::load::{ReadAhead, load};
 use super::rest::{Pieces, Rest};
 use crate::metrics::Metrics;
@@ -49,6 +48,7 @@ pub(crate) struct IoPool {
     vouched: Arc<Vouched>,
     /// `/dev/null`, which takes pages without looking at them.
     pub(super) sink: Option<Arc<File>>,
+    pub(super) streams: Arc<Streams>,
     /// Whether ranges are read in before they are sent.
     warms: bool,
 }
@@ -101,7 +101,8 @@ impl IoPool {
         let warms = threads > 0;
         let threads = Arc::new(Semaphore::new(threads.max(1)));
         let sink = File::options().write(true).open("/dev/null").ok().map(Arc::new);
-        IoPool { threads, vouched: Arc::new(Vouched::new()), sink, warms }
+        let (vouched, streams) = (Arc::new(Vouched::new()), Arc::new(Streams::new()));
+        IoPool { threads, vouched, sink, streams, warms }
     }
 
     /// Runs a call that may block.
@@ -142,6 +143,25 @@ pub(super) struct Warmth {
 }
 
 impl Warmth {
+    /// Whether the next `bytes` are resident, or nobody cares.
+    pub(super) fn is_warm(
+        &mut self,
+        rest: &Rest<'_>,
+        bytes: usize,
+        ahead: &ReadAhead,
+        pool: &IoPool,
+    ) -> bool {
+        while pool.warms && self.known < bytes {
+            let next = rest.pieces(self.known, LOAD_BYTES);
+            let is_warm = ahead.covers(next.clone());
+            if !is_warm.unwrap_or_else(|| are_resident(next, &pool.vouched)) {
+                return false;
+            }
+            self.known += LOAD_BYTES.min(rest.body() - self.known);
+        }
+        true
+    }
+
     /// Makes the next `bytes` resident.
     pub(super) async fn warm(
         &mut self,
@@ -151,17 +171,12 @@ impl Warmth {
         pool: &IoPool,
         metrics: &Metrics,
     ) -> io::Result<()> {
-        while pool.warms && self.known < bytes {
-            let next = rest.pieces(self.known, LOAD_BYTES);
-            let window = LOAD_BYTES.min(rest.body() - self.known);
-            let is_warm = ahead.covers(next.clone());
-            if !is_warm.unwrap_or_else(|| are_resident(next.clone(), &pool.vouched)) {
-                let begun = Instant::now();
-                pool.run(load(next, pool.sink.clone())).await??;
-                metrics.cold_wait(begun.elapsed());
-                self.was_cold = true;
-            }
-            self.known += window;
+        while !self.is_warm(rest, bytes, ahead, pool) {
+            let begun = Instant::now();
+            pool.run(load(rest.pieces(self.known, LOAD_BYTES), pool.sink.clone())).await??;
+            metrics.cold_wait(begun.elapsed());
+            self.was_cold = true;
+            self.known += LOAD_BYTES.min(rest.body() - self.known);
         }
         Ok(())
     }
@@ -184,7 +199,7 @@ fn give_way() {
 }
 
 /// Whether all pieces can be sent without waiting for a disk, as far as their first and last pages,
-/// and one in between every [`PROBE_BYTES`], can tell. About 0.6 us for each page asked for.
+/// and one in between every [`PROBE_BYTES`], can tell.
 fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
     let now = LazyCell::new(|| vouched.now());
     pieces.all(|piece| {
@@ -198,28 +213,13 @@ fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
             if vouched.holds(position, *now) {
                 return true;
             }
-            let resident = is_resident(piece.range, at);
+            let resident = piece.range.is_resident(at);
             if resident {
                 vouched.note(position, *now);
             }
             resident
         })
     })
-}
-
-/// One byte, read only if that needs no disk. The kernel starts to read the page otherwise.
-///
-/// `cachestat` would not do: it counts pages that are still being read.
-fn is_resident(range: &Range, at: usize) -> bool {
-    let mut byte = [0];
-    let offset = range.file_offset() + at as u64;
-    let read = rustix::io::preadv2(
-        range.file(),
-        &mut [IoSliceMut::new(&mut byte)],
-        offset,
-        ReadWriteFlags::NOWAIT,
-    );
-    matches!(read, Ok(1))
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! What `sendfile` does inside the kernel, done from outside: from the page cache into a pipe, and from
-//! the pipe to the socket. Twice the calls for the same pages; it is here to be measured.
+//! Pages of a file into a pipe, and from the pipe to the socket: what `sendfile` does inside the kernel,
+//! done from outside. For bytes in the page cache that is twice the calls for the same pages, and here
+//! to be measured.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
@@ -11,16 +13,59 @@ use super::CALL_BYTES_MAX;
 use super::rest::Piece;
 use super::socket::Socket;
 
+/// What pages pass through on their way to a socket. Who uses it counts what it holds.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Pipe {
+    pub(super) fn new() -> io::Result<Pipe> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok(Pipe { read, write })
+    }
+
+    /// Makes room for so many bytes; refused where the user's pipes have too many already.
+    pub(super) fn set_size(&self, bytes: usize) -> io::Result<()> {
+        Ok(fcntl_setpipe_size(&self.write, bytes).map(drop)?)
+    }
+
+    /// Takes up bytes of a file from an offset on, as many as there is room for; returns how many.
+    pub(super) fn fill(&self, file: impl AsFd, mut offset: u64, len: usize) -> io::Result<usize> {
+        let nothing = SpliceFlags::empty();
+        match splice(file, Some(&mut offset), &self.write, None, len, nothing)? {
+            // The file is shorter than what it is said to hold; trying again would spin.
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            filled => Ok(filled),
+        }
+    }
+
+    /// Sends bytes that it holds as far as the socket takes them; with `more`, bytes must follow.
+    pub(super) async fn send(
+        &self,
+        socket: &Socket<'_>,
+        len: usize,
+        more: bool,
+    ) -> io::Result<usize> {
+        let no_wait = SpliceFlags::NONBLOCK;
+        let flags = if more { no_wait | SpliceFlags::MORE } else { no_wait };
+        socket.write(|stream| Ok(splice(&self.read, None, stream, None, len, flags)?)).await
+    }
+
+    /// Gives bytes that it holds to `/dev/null`.
+    pub(super) fn discard(&self, mut len: usize, sink: &File) -> io::Result<()> {
+        while len > 0 {
+            len -= splice(&self.read, None, sink, None, len, SpliceFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
 /// The pipe of one connection, made when it is first used. It is empty between two sends; where one
 /// fails or is dropped half way, the connection ends, and the pipe with it.
 #[derive(Debug, Default)]
 pub(crate) struct SplicePipe(OnceLock<Pipe>);
-
-#[derive(Debug)]
-struct Pipe {
-    read: OwnedFd,
-    write: OwnedFd,
-}
 
 impl SplicePipe {
     /// Sends bytes of a piece, which must be resident; at least one. With `more`, bytes must follow.
@@ -34,23 +79,14 @@ impl SplicePipe {
         more: bool,
     ) -> io::Result<usize> {
         let pipe = self.pipe()?;
-        let mut offset = piece.range.file_offset() + piece.at as u64;
-        let (file, no_wait) = (piece.range.file(), SpliceFlags::NONBLOCK);
-        let filled =
-            splice(file, Some(&mut offset), &pipe.write, None, piece.len, SpliceFlags::empty())?;
-        if filled == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let offset = piece.range.file_offset() + piece.at as u64;
+        let filled = pipe.fill(piece.range.file(), offset, piece.len)?;
         let mut left = filled;
         while left > 0 {
-            let follows = more || filled < piece.len;
-            let flags = if follows { no_wait | SpliceFlags::MORE } else { no_wait };
-            let sent = socket
-                .write(|stream| Ok(splice(&pipe.read, None, stream, None, left, flags)?))
-                .await
-                // The pipe holds bytes, so no other path may take over.
-                .map_err(|error| io::Error::new(error.kind(), format!("splice: {error}")))?;
-            left -= sent;
+            let sent = pipe.send(socket, left, more || filled < piece.len).await;
+            // The pipe holds bytes, so no other path may take over.
+            left -=
+                sent.map_err(|error| io::Error::new(error.kind(), format!("splice: {error}")))?;
         }
         Ok(filled)
     }
@@ -59,9 +95,9 @@ impl SplicePipe {
         if let Some(pipe) = self.0.get() {
             return Ok(pipe);
         }
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let pipe = Pipe::new()?;
         // A smaller one does as well, with more calls.
-        let _ = fcntl_setpipe_size(&write, CALL_BYTES_MAX);
-        Ok(self.0.get_or_init(|| Pipe { read, write }))
+        let _ = pipe.set_size(CALL_BYTES_MAX);
+        Ok(self.0.get_or_init(|| pipe))
     }
 }

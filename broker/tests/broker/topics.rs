@@ -113,5 +113,5 @@ async fn statistics_count_what_was_appended() {
     assert!(statistics.written_position > 0 && statistics.syncs > 0);
     assert!(statistics.resident_bytes > 0);
     let paths: Vec<&str> = statistics.transfer_bytes.iter().map(|path| &*path.path).collect();
-    assert_eq!(paths, ["buffered", "mmap", "sendfile", "splice"]);
+    assert_eq!(paths, ["buffered", "mmap", "sendfile", "splice", "direct"]);
 }

@@ -53,6 +53,15 @@ impl Mapping {
         Some(unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(from), to - from) })
     }
 
+    /// Whether the page of a byte is in memory. Neither reads it in nor waits for it.
+    pub(crate) fn is_resident(&self, at: usize) -> bool {
+        assert!(at < self.raw.len(), "a byte outside of the mapping");
+        let (page, mut state) = (at - at % rustix::param::page_size(), 0);
+        // SAFETY: the page lies in the mapping, and of one byte the kernel tells in one.
+        let told = unsafe { libc::mincore(self.raw.as_mut_ptr().add(page).cast(), 1, &mut state) };
+        told == 0 && state & 1 == 1
+    }
+
     /// Makes the pages of a range durable. They are those of complete bytes and maybe a part of the
     /// page the tail is writing, which the kernel copies as it is.
     pub(super) fn sync(&self, from: usize, to: usize) -> io::Result<()> {
