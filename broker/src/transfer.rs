@@ -26,6 +26,7 @@ mod splice;
 
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::Poll;
 
 use longwire_storage::Range;
 
@@ -88,8 +89,23 @@ impl Kept {
         if self.sent.load(Relaxed) >= self.call_bytes_max(TransferPath::Buffered) {
             self.sent.store(0, Relaxed);
             tokio::task::yield_now().await;
+            // The runtime has looked who else is ready by now, and goes on with who has yielded.
+            go_last().await;
         }
     }
+}
+
+/// Goes on when all tasks that are ready have had their turn.
+fn go_last() -> impl Future<Output = ()> {
+    let mut is_last = false;
+    std::future::poll_fn(move |context| {
+        if std::mem::replace(&mut is_last, true) {
+            return Poll::Ready(());
+        }
+        // Who wakes itself while it runs goes to the end of the queue.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
 
 /// Sends frames to one socket.
