@@ -41,7 +41,7 @@ use buffered::Buffer;
 use cold::Warmth;
 use history::History;
 use load::ReadAhead;
-use rest::Rest;
+use rest::{Piece, Rest};
 use splice::SplicePipe;
 
 /// From this length on a range goes by `sendfile`. Below, finding the pages one by one costs what
@@ -153,7 +153,7 @@ impl<'a> Transfer<'a> {
                 step.path = TransferPath::Buffered;
                 step.bytes = step.bytes.min(CALL_BYTES_MAX);
             }
-            if !refused && self.send_history(&mut rest, step, &mut warmth).await? {
+            if self.send_history(&mut rest, step, &mut warmth).await? {
                 continue;
             }
             warmth.warm(&rest, step.bytes, ahead, self.pool, self.metrics).await?;
@@ -255,21 +255,29 @@ impl<'a> Transfer<'a> {
         };
         let mut sent = None;
         if history.is_active() {
-            self.send_head(rest).await?;
-            sent = history.send(&piece, rest.body(), &self.socket, pool, self.metrics).await?;
+            sent = self.send_from_stream(rest, &piece).await?;
         }
         // The stream may have ended, with the segment or elsewhere, and another one go on.
         if sent.is_none()
+            && History::suits(&piece, pool)
             && !warmth.is_warm(rest, step.bytes, &self.kept.ahead, pool)
             && history.begin(&piece, pool)
         {
-            self.send_head(rest).await?;
-            sent = history.send(&piece, rest.body(), &self.socket, pool, self.metrics).await?;
+            sent = self.send_from_stream(rest, &piece).await?;
         }
         if let Some(sent) = sent {
             self.advance(rest, warmth, sent, TransferPath::Direct).await;
         }
         Ok(sent.is_some())
+    }
+
+    async fn send_from_stream(
+        &self,
+        rest: &mut Rest<'_>,
+        piece: &Piece<'_>,
+    ) -> io::Result<Option<usize>> {
+        self.send_head(rest).await?;
+        self.kept.history.send(piece, rest.body(), &self.socket, self.pool, self.metrics).await
     }
 
     /// Sends the head, and then bytes of the first range without looking at them.

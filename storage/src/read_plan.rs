@@ -268,6 +268,11 @@ impl Range {
         self.position - self.segment.base()
     }
 
+    /// The position at which its segment begins.
+    pub fn segment_base(&self) -> u64 {
+        self.segment.base()
+    }
+
     /// The position up to which its segment has complete records at the moment.
     pub fn segment_end(&self) -> u64 {
         self.segment.filled_end()

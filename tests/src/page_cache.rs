@@ -14,12 +14,9 @@ pub fn evict(path: &Path) -> io::Result<()> {
     Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
 }
 
-/// How many bytes of the pages that hold the first `len` bytes of a file are in memory. Nothing is read
-/// in by asking.
+/// How many bytes of the pages that hold the first `len` bytes of a file, at least one, are in memory.
+/// Nothing is read in by asking.
 pub fn resident_bytes(path: &Path, len: usize) -> io::Result<usize> {
-    if len == 0 {
-        return Ok(0);
-    }
     let file = File::open(path)?;
     let page = rustix::param::page_size();
     let mut pages = vec![0_u8; len.div_ceil(page)];

@@ -295,7 +295,9 @@ fn evict(folder: &Path, end: u64) -> io::Result<f64> {
         let path = entry?.path();
         let name = path.file_name().and_then(OsStr::to_str);
         let position = name.and_then(|name| name.parse::<u64>().ok());
-        let Some(wanted) = position.and_then(|position| end.checked_sub(position)) else {
+        let Some(wanted) =
+            position.and_then(|position| end.checked_sub(position).filter(|&bytes| bytes > 0))
+        else {
             continue;
         };
         let len = wanted.min(path.metadata()?.len()) as usize;

@@ -96,11 +96,14 @@ impl History {
         self.0.is_active.load(Relaxed)
     }
 
-    /// Begins a stream at a piece that is not in memory; `false` where there cannot be one.
+    /// Whether a stream for a piece would be worth the while, if that is not in memory.
+    pub(super) fn suits(piece: &Piece<'_>, pool: &IoPool) -> bool {
+        piece.range.len() >= RANGE_BYTES_MIN && !pool.streams.refused.load(Relaxed)
+    }
+
+    /// Begins a stream at a piece that it [suits](Self::suits) and that is not in memory; `false` where
+    /// there cannot be one.
     pub(super) fn begin(&self, piece: &Piece<'_>, pool: &IoPool) -> bool {
-        if piece.range.len() < RANGE_BYTES_MIN || pool.streams.refused.load(Relaxed) {
-            return false;
-        }
         let Ok(place) = pool.streams.places.clone().try_acquire_owned() else {
             return false;
         };
@@ -200,7 +203,7 @@ impl Stream {
             range: piece.range.clone(),
             file: Arc::new(piece.range.open_direct()?),
             blocks: VecDeque::with_capacity(BLOCKS_MAX),
-            next: address(piece),
+            next: piece.file_offset(),
             limit: piece.range.file_offset() + piece.range.len() as u64,
             _lease: lease,
         };
@@ -239,7 +242,7 @@ impl Stream {
 
     /// Up to this address blocks are read. All records are complete there, and so will not change any more.
     fn end(&self) -> u64 {
-        self.limit.min(self.range.segment_end() - base(&self.range))
+        self.limit.min(self.range.segment_end() - self.range.segment_base())
     }
 
     /// Goes on to the first byte of a piece, and waits until it has been read; `false` if the stream
@@ -250,9 +253,9 @@ impl Stream {
         pool: &IoPool,
         metrics: &Metrics,
     ) -> io::Result<bool> {
-        let begin = address(piece);
+        let begin = piece.file_offset();
         let Some(sink) = pool.sink.as_deref() else { return Ok(false) };
-        if base(piece.range) != base(&self.range) {
+        if piece.range.segment_base() != self.range.segment_base() {
             return Ok(false);
         }
         if self.blocks.is_empty() && begin == self.next {
@@ -329,16 +332,6 @@ impl Block {
             _ => None,
         }
     }
-}
-
-/// The position at which the segment of a range begins.
-fn base(range: &Range) -> u64 {
-    range.position() - range.file_offset()
-}
-
-/// Where in its segment's file a piece begins.
-fn address(piece: &Piece<'_>) -> u64 {
-    piece.range.file_offset() + piece.at as u64
 }
 
 /// A pipe that a block fits into.

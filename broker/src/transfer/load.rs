@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use longwire_storage::Range;
 
 use super::cold::IoPool;
-use super::rest::{Piece, Pieces};
+use super::rest::Pieces;
 
 /// What is read at a time. The kernel does not let others run meanwhile.
 pub(super) const STEP_BYTES: usize = 256 << 10;
@@ -49,7 +49,7 @@ pub(super) fn load(
 fn spans(pieces: Pieces<'_>) -> Vec<Span> {
     let mut spans: Vec<Span> = Vec::new();
     for piece in pieces {
-        let begin = piece.range.position() + piece.at as u64;
+        let begin = piece.position();
         match spans.last_mut() {
             Some(last) if last.reaches(piece.range, begin) => {
                 last.len += (begin - last.end()) as usize + piece.len;
@@ -68,9 +68,9 @@ impl Span {
 
     /// Whether it nearly adjoins bytes at `begin`, of a range of the same segment.
     fn reaches(&self, range: &Range, begin: u64) -> bool {
-        let base = |range: &Range| range.position() - range.file_offset();
         let gap = begin.checked_sub(self.end());
-        base(&self.range) == base(range) && gap.is_some_and(|gap| gap <= GAP_BYTES_MAX)
+        self.range.segment_base() == range.segment_base()
+            && gap.is_some_and(|gap| gap <= GAP_BYTES_MAX)
     }
 
     /// By reference, as copying a GB takes 60 to 100 ms; by a copy where that is refused.
@@ -120,12 +120,11 @@ impl ReadAhead {
     /// Whether all pieces have been read ahead; `None` if they are not near where that is done.
     pub(super) fn covers(&self, mut pieces: Pieces<'_>) -> Option<bool> {
         let (begun, done) = (self.begun.load(Relaxed), self.done.load(Relaxed));
-        let begin = |piece: &Piece<'_>| piece.range.position() + piece.at as u64;
-        let first = pieces.clone().next().as_ref().map(begin);
+        let first = pieces.clone().next().map(|piece| piece.position());
         let follows = first.is_some_and(|first| is_near(first, begun));
         follows.then(|| {
             pieces.all(|piece| {
-                let begin = begin(&piece);
+                let begin = piece.position();
                 is_near(begin, begun) && begin + piece.len as u64 <= done
             })
         })

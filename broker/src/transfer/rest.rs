@@ -22,6 +22,18 @@ pub(super) struct Piece<'a> {
     pub(super) len: usize,
 }
 
+impl Piece<'_> {
+    /// The position in the log of its first byte.
+    pub(super) fn position(&self) -> u64 {
+        self.range.position() + self.at as u64
+    }
+
+    /// Where in its segment's file it begins.
+    pub(super) fn file_offset(&self) -> u64 {
+        self.range.file_offset() + self.at as u64
+    }
+}
+
 impl<'a> Rest<'a> {
     pub(super) fn new(head: &'a [u8], ranges: &'a [Range]) -> Rest<'a> {
         Rest { head, ranges, at: 0, body: ranges.iter().map(Range::len).sum() }

@@ -9,7 +9,7 @@ use super::rest::Piece;
 
 /// Sends a piece of a range as far as the socket takes it; at least one byte of it.
 pub(super) fn send(stream: &TcpStream, piece: &Piece<'_>) -> io::Result<usize> {
-    let mut offset = piece.range.file_offset() + piece.at as u64;
+    let mut offset = piece.file_offset();
     match rustix::fs::sendfile(stream, piece.range.file(), Some(&mut offset), piece.len) {
         // The file is shorter than its range; trying again would spin.
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),

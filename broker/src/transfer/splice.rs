@@ -79,8 +79,7 @@ impl SplicePipe {
         more: bool,
     ) -> io::Result<usize> {
         let pipe = self.pipe()?;
-        let offset = piece.range.file_offset() + piece.at as u64;
-        let filled = pipe.fill(piece.range.file(), offset, piece.len)?;
+        let filled = pipe.fill(piece.range.file(), piece.file_offset(), piece.len)?;
         let mut left = filled;
         while left > 0 {
             let sent = pipe.send(socket, left, more || filled < piece.len).await;
