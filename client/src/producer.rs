@@ -13,6 +13,7 @@ mod frame;
 mod lane;
 mod schedule;
 mod sender;
+mod small_runs;
 mod spares;
 mod topics;
 
@@ -416,7 +417,7 @@ impl Shared {
         self.waiting_bytes() > self.config.buffer_bytes_max / 16 * 15
     }
 
-    /// Whether so much waits that whoever enqueues does not wait for answers.
+    /// Whether so much waits that whoever enqueues hardly waits for answers.
     fn has_much_waiting(&self) -> bool {
         self.waiting_bytes() > self.config.buffer_bytes_max / 16
     }

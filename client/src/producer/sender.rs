@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use longwire_proto::data::request_header::Request;
 
+use super::small_runs::SmallRuns;
 use super::{Shared, frame};
 use crate::backoff::Backoff;
 use crate::connection::Connection;
@@ -15,11 +16,6 @@ use crate::{Error, ErrorKind};
 const FRAMES_IN_FLIGHT_MAX: usize = 16;
 /// With so many in flight, a frame waits until it is worth its cost: what is small grows meanwhile.
 const SMALL_FRAMES_IN_FLIGHT_MAX: usize = 2;
-/// Time between two frames of small runs, while more queues are ready than a frame holds. The more
-/// there are, the longer each waits for its turn, and the more it has by then: at most 160 ms with
-/// 10,000 queues. Without it, small runs keep client and broker too busy for larger ones ever to gather.
-/// Not where little waits: those who send it wait for answers, and would only wait longer.
-const SMALL_RUNS_INTERVAL: Duration = Duration::from_millis(4);
 /// A broker that has been silent for so long, with something to answer, is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Without a connection, how often it is looked for what has become too old, at least.
@@ -38,7 +34,7 @@ impl Drop for Ending {
 pub(super) async fn run(ending: Ending, connection: Connection) {
     let shared = ending.0.clone();
     let mut connection = Some(connection);
-    let mut small_runs_from = None;
+    let mut small_runs = SmallRuns::default();
     loop {
         let now = Instant::now();
         let closing = shared.closed.load(SeqCst);
@@ -56,10 +52,10 @@ pub(super) async fn run(ending: Ending, connection: Connection) {
         if connection.is_none() && shared.schedule.ready_lanes() > 0 {
             connection = reconnect(&shared).await;
         }
-        small_runs_from = small_runs_from.filter(|at| now < *at);
+        small_runs.look(now, shared.waiting_bytes(), shared.frames_in_flight.load(Relaxed));
         let mut silent = None;
         if let Some(connection) = &connection {
-            send(&shared, connection, now, &mut small_runs_from);
+            send(&shared, connection, now, &mut small_runs);
             if connection.is_closed() {
                 continue;
             }
@@ -71,7 +67,7 @@ pub(super) async fn run(ending: Ending, connection: Connection) {
             }
         }
         let woken = shared.schedule.wake.notified();
-        match [due, silent, small_runs_from].into_iter().flatten().min() {
+        match [due, silent, small_runs.next_look()].into_iter().flatten().min() {
             Some(at) => {
                 let _ = tokio::time::timeout_at(at.into(), woken).await;
             }
@@ -89,12 +85,7 @@ fn patience_ends(shared: &Shared, connection: &Connection) -> Option<Instant> {
 }
 
 /// Sends frames while there is something ready, room in flight, and a connection.
-fn send(
-    shared: &Arc<Shared>,
-    connection: &Connection,
-    now: Instant,
-    small_runs_from: &mut Option<Instant>,
-) {
+fn send(shared: &Arc<Shared>, connection: &Connection, now: Instant, small_runs: &mut SmallRuns) {
     let most = FRAMES_IN_FLIGHT_MAX.min(connection.hello().max_in_flight.max(1) as usize);
     while !connection.is_closed() {
         let in_flight = shared.frames_in_flight.load(Relaxed);
@@ -102,7 +93,7 @@ fn send(
         if shared.spread.swap(spread, Relaxed) && !spread {
             shared.arena.release();
         }
-        let paused = small_runs_from.is_some() && !shared.hurried.load(Relaxed) && spread;
+        let paused = small_runs.is_pausing() && !shared.hurried.load(Relaxed) && spread;
         let worth = (in_flight < SMALL_FRAMES_IN_FLIGHT_MAX && !paused)
             || shared.schedule.fills_a_frame()
             || shared.is_crowded();
@@ -113,8 +104,8 @@ fn send(
             shared.hurried.store(false, Relaxed);
             return;
         };
-        if frame.has_small_runs {
-            *small_runs_from = Some(now + SMALL_RUNS_INTERVAL);
+        if frame.has_small_runs && spread {
+            small_runs.sent(now);
         }
         shared.frames_in_flight.fetch_add(1, Relaxed);
         connection.submit(Request::Produce(frame.request), frame.body, frame.reply);

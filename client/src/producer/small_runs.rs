@@ -1,0 +1,114 @@
+//! Pauses between frames of small runs, while more queues are ready than a frame holds.
+//!
+//! The more queues there are, the longer each waits for its turn, and the more it has by then: at most
+//! 160 ms with 10,000 queues. Without the pauses, small runs keep client and broker too busy for larger
+//! ones ever to gather. But where whoever enqueues waits for answers, nothing gathers meanwhile. So a
+//! pause looks whether something still comes once all that was sent has been answered.
+
+use std::time::{Duration, Instant};
+
+/// From one frame of small runs to the next.
+const INTERVAL: Duration = Duration::from_millis(4);
+/// Pauses in a row that brought nothing until they are left out: a thread that enqueues may only have
+/// had to wait for a processor.
+const VAIN_MAX: u32 = 3;
+/// For how long they are left out then, until one finds out anew.
+const VAIN_INTERVAL: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+pub(super) struct SmallRuns {
+    pause: Option<Pause>,
+    /// How many pauses in a row brought nothing.
+    vain: u32,
+    /// No pause begins before.
+    none_before: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Pause {
+    /// When it is time to look what waits, and then again at the end.
+    middle: Option<Instant>,
+    end: Instant,
+    /// The bytes that waited in the middle, if nothing was in flight then.
+    waited: Option<usize>,
+}
+
+impl SmallRuns {
+    /// A frame of small runs goes out: the next one pauses.
+    pub(super) fn sent(&mut self, now: Instant) {
+        if self.none_before.is_none_or(|none_before| none_before <= now) {
+            let (middle, end) = (Some(now + INTERVAL / 2), now + INTERVAL);
+            self.pause = Some(Pause { middle, end, waited: None });
+        }
+    }
+
+    /// Told at every time of [`next_look`](Self::next_look), and as often as one likes, how many bytes
+    /// wait to be sent and how many frames are in flight.
+    pub(super) fn look(&mut self, now: Instant, waiting_bytes: usize, in_flight: usize) {
+        let Some(pause) = &mut self.pause else {
+            return;
+        };
+        if now >= pause.end {
+            if let Some(waited) = pause.waited {
+                self.vain = if waiting_bytes > waited { 0 } else { self.vain + 1 };
+            }
+            self.pause = None;
+            if self.vain >= VAIN_MAX {
+                self.none_before = Some(now + VAIN_INTERVAL);
+            }
+        } else if pause.middle.is_some_and(|middle| now >= middle) {
+            pause.middle = None;
+            pause.waited = (in_flight == 0).then_some(waiting_bytes);
+        }
+    }
+
+    pub(super) fn is_pausing(&self) -> bool {
+        self.pause.is_some()
+    }
+
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.pause.as_ref().map(|pause| pause.middle.unwrap_or(pause.end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends a frame, and pauses while the bytes that wait grow by so many in the second half.
+    fn pause(runs: &mut SmallRuns, now: &mut Instant, grows: usize, in_flight: usize) -> bool {
+        runs.sent(*now);
+        let paused = runs.is_pausing();
+        let mut waiting = 5_000;
+        while let Some(at) = runs.next_look() {
+            *now = at;
+            runs.look(at, waiting, in_flight);
+            waiting += grows;
+        }
+        *now += Duration::from_millis(1);
+        paused
+    }
+
+    #[test]
+    fn pauses_are_left_out_where_nothing_comes_without_an_answer() {
+        let (mut runs, mut now) = (SmallRuns::default(), Instant::now());
+        for _ in 0..VAIN_MAX {
+            assert!(pause(&mut runs, &mut now, 0, 0));
+        }
+        assert!(!pause(&mut runs, &mut now, 0, 0), "they brought nothing");
+        now += VAIN_INTERVAL;
+        assert!(pause(&mut runs, &mut now, 0, 0), "it finds out anew");
+        assert!(!pause(&mut runs, &mut now, 0, 0), "and once is enough then");
+        now += VAIN_INTERVAL;
+        assert!(pause(&mut runs, &mut now, 1, 0));
+        assert!(pause(&mut runs, &mut now, 0, 0), "something came in the last one");
+    }
+
+    #[test]
+    fn a_pause_with_something_in_flight_tells_nothing() {
+        let (mut runs, mut now) = (SmallRuns::default(), Instant::now());
+        for _ in 0..2 * VAIN_MAX {
+            assert!(pause(&mut runs, &mut now, 0, 1), "an answer may still bring something");
+        }
+    }
+}
