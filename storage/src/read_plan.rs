@@ -22,7 +22,7 @@ const ENTRIES_PER_READ_MAX: u64 = 1024;
 /// Most entries one plan looks at, so that a filter that fits nothing does not hold up its thread.
 const ENTRIES_PER_PLAN_MAX: u64 = 16_384;
 /// Most ranges of one plan: what bounds its memory, and the system calls of its transfer.
-const RANGES_MAX: usize = 4_096;
+const RANGES_MAX: usize = 1_024;
 
 /// Which records of a queue are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,9 +20,9 @@ use super::{Refusal, parked};
 
 /// Most records that a filter may pass over in one look, which holds up its thread.
 const PASSED_OVER_MAX: u64 = 16_384;
-/// Most ranges in one answer, which bounds what waiting for a slow consumer takes. The consumer
-/// asks again for the rest.
-const RANGES_MAX: usize = 4_096;
+/// An answer with so many ranges is full, which bounds what waiting for a slow consumer takes: 32 bytes
+/// for each, and as many more of the last queue. The consumer asks again for the rest.
+const RANGES_MAX: usize = 1_024;
 
 /// A fetch whose topics and queues have been looked up.
 #[derive(Debug)]
