@@ -90,6 +90,7 @@ async fn offsets_are_found_by_end_by_time_and_by_number() {
     for (request, code) in [
         (list(&[0], Point::Offset(5)), ErrorCode::OffsetOutOfRange),
         (list(&[2], Point::Offset(0)), ErrorCode::UnknownQueue),
+        (list(&[0, 1, 0], Point::Offset(0)), ErrorCode::InvalidRequest),
         (
             ListOffsetsRequest { point: None, ..list(&[], Point::Offset(0)) },
             ErrorCode::InvalidRequest,
