@@ -130,10 +130,12 @@ impl Coordinator {
             None if !member.is_empty() => return Err(unknown_member(group, member)),
             Some(active) => {
                 for CommittedOffset { topic, queue, .. } in offsets {
+                    let known = self.shared.store.topic(topic);
+                    let topic = (&**topic, known.map(|topic| topic.created_position()));
                     let check = active.check_commit(member, generation, topic, *queue);
                     check.map_err(|code| match code {
                         ErrorCode::UnknownMember => unknown_member(group, member),
-                        _ => (code, format!("queue {queue} of {topic} is not {member}'s")),
+                        _ => (code, format!("queue {queue} of {} is not {member}'s", topic.0)),
                     })?;
                 }
             }

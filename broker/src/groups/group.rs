@@ -219,12 +219,13 @@ impl Group {
         self.releases.values().map(|release| release.deadline).min()
     }
 
-    /// Whether the member may commit for the queue: it reads it, or is about to release it.
+    /// Whether the member may commit for the queue: it reads it, or is about to release it, and the topic
+    /// was created where the one was that there is now.
     pub(super) fn check_commit(
         &self,
         id: &str,
         generation: u64,
-        topic: &str,
+        (topic, created_position): (&str, Option<u64>),
         queue: u32,
     ) -> Result<(), ErrorCode> {
         if !self.members.contains_key(id) {
@@ -232,7 +233,13 @@ impl Group {
         }
         let reader = self.readers.get(&(Arc::from(topic), queue));
         match reader {
-            Some(reader) if &*reader.member == id && generation >= reader.since => Ok(()),
+            Some(reader)
+                if &*reader.member == id
+                    && generation >= reader.since
+                    && Some(reader.created_position) == created_position =>
+            {
+                Ok(())
+            }
             _ => Err(ErrorCode::NotOwner),
         }
     }
@@ -363,7 +370,8 @@ mod tests {
         }
 
         fn commit(&self, id: &str, generation: u64, queue: u32) -> Result<(), ErrorCode> {
-            self.group.check_commit(id, generation, "t", queue)
+            let created_position = self.topics.get("t").map(|topic| topic.created_position);
+            self.group.check_commit(id, generation, ("t", created_position), queue)
         }
     }
 
@@ -466,6 +474,8 @@ mod tests {
         scene.join("a", &["t"]);
         let before = scene.assigned("a");
         scene.set("t", 2, 4096);
+        let commit = scene.commit("a", before.generation, 0);
+        assert_eq!(commit, Err(ErrorCode::NotOwner), "of the new one it knows nothing yet");
         scene.rebalance();
         let after = scene.assigned("a");
         assert_eq!(after.queues, before.queues);
@@ -535,7 +545,8 @@ mod tests {
                         for queue in queues {
                             prop_assert!(seen.insert((topic.clone(), queue)), "two readers");
                             let generation = scene.assigned(id).generation;
-                            let check = scene.group.check_commit(id, generation, &topic, queue);
+                            let topic = (&*topic, Some(0));
+                            let check = scene.group.check_commit(id, generation, topic, queue);
                             prop_assert_eq!(check, Ok(()));
                         }
                     }
