@@ -4,13 +4,13 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use longwire_proto::record::RecordView;
+use longwire_proto::record::{RECORD_BYTES_MIN, RecordView};
 use parking_lot::{Mutex, RwLock};
 
 use crate::call::Call;
 use crate::commit_log::{CommitLog, find};
 use crate::consume_queue::Entry;
-use crate::disk::is_out_of_descriptors;
+use crate::disk::{is_out_of_descriptors, read_exact_at};
 use crate::marks::Marks;
 use crate::queue::{Queue, Topic};
 use crate::scan::{check_record, is_blank};
@@ -23,6 +23,9 @@ use crate::views::{Effect, Views};
 
 /// Records dispatched between two looks at who can be woken.
 const PASS_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes read in at once while the store is being opened.
+const READ_IN_BYTES: u64 = 256 << 10;
 
 /// Most bytes that the thread which appended them dispatches itself. It saves two changes of thread
 /// on the way to a waiting consumer, which over loopback are half of that way; longer runs would keep
@@ -267,9 +270,14 @@ impl Dispatcher {
         let segment = find(&segments, from).ok_or_else(|| unreadable(from, "no such segment"))?;
         let end = segment.filled_end().min(to);
         let bytes = segment.slice(from, end).ok_or_else(|| unreadable(from, "not written"))?;
+        let mut read_in = ReadIn::new(segment, from, end);
         let mut at = 0;
         while at < bytes.len() && at < PASS_BYTES_MAX as usize {
             let position = from + at as u64;
+            // What was appended or checked a moment ago is resident.
+            if matches!(place, Place::Opening { checked_from } if position < checked_from) {
+                read_in.record(position)?;
+            }
             if is_blank(&bytes[at..], segment.end() - position) {
                 return Ok(segment.end());
             }
@@ -286,6 +294,43 @@ impl Dispatcher {
             at += record.size();
         }
         Ok(from + at as u64)
+    }
+}
+
+/// Reads records in before they are looked at through the mapping, where a page that cannot be read
+/// ends the process.
+struct ReadIn<'a> {
+    segment: &'a Segment,
+    /// The bytes after this position are none of a record.
+    log_end: u64,
+    /// Up to this position it has been done.
+    done: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> ReadIn<'a> {
+    fn new(segment: &'a Segment, from: u64, log_end: u64) -> ReadIn<'a> {
+        ReadIn { segment, log_end, done: from, buffer: Vec::new() }
+    }
+
+    fn record(&mut self, position: u64) -> io::Result<()> {
+        let head_end = (position + RECORD_BYTES_MIN as u64).min(self.log_end);
+        self.up_to(head_end)?;
+        let head = self.segment.slice(position, head_end).unwrap_or_default();
+        let size = RecordView::size_of(head).unwrap_or_default();
+        self.up_to((position + size as u64).min(self.log_end))
+    }
+
+    fn up_to(&mut self, position: u64) -> io::Result<()> {
+        while self.done < position {
+            let end = (self.done + READ_IN_BYTES).min(self.log_end);
+            self.buffer.resize((end - self.done) as usize, 0);
+            let at = self.done - self.segment.base();
+            let read = read_exact_at(self.segment.file(), &mut self.buffer, at);
+            read.map_err(|error| unreadable(self.done, &error.to_string()))?;
+            self.done = end;
+        }
+        Ok(())
     }
 }
 

@@ -1,25 +1,22 @@
 //! Blocks of the log that the disk cannot read cost the messages in them, and no others.
 #![allow(clippy::unwrap_used)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use longwire_storage::disk::FaultDisk;
+use longwire_storage::disk::{Disk, FaultDisk};
 use longwire_storage::{
-    IndexRead, RecordRun, Store, StoreConfig, TagFilter, TopicConfig, salvage_on, verify_on,
+    Extent, IndexRead, OpenError, RecordRun, Store, StoreConfig, TagFilter, TopicConfig,
+    salvage_on, verify_on,
 };
 use longwire_tests::frame_client::record;
 
 const DIR: &str = "/data/store";
 const MESSAGES: u8 = 100;
+const SEGMENT_BYTES: u64 = 64 << 10;
 
-fn config(dir: &Path) -> StoreConfig {
-    StoreConfig { segment_bytes: 64 << 10, ..StoreConfig::new(dir) }
-}
-
-#[test]
-fn a_store_with_blocks_that_cannot_be_read_is_salvaged_but_for_their_messages() {
-    let disk = FaultDisk::default();
+/// Makes a store that has been closed, and tells where its messages are.
+fn filled(disk: &FaultDisk) -> Vec<Extent> {
     let store = Store::open_on(Arc::new(disk.clone()), config(Path::new(DIR))).unwrap();
     let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
     let mut extents = Vec::new();
@@ -29,17 +26,49 @@ fn a_store_with_blocks_that_cannot_be_read_is_salvaged_but_for_their_messages() 
         extents.extend(store.append_blocking(&queue, &mut run).unwrap());
     }
     store.close().unwrap();
-    drop((queue, store));
+    extents
+}
+
+fn segment_path(position: u64) -> PathBuf {
+    let base = position / SEGMENT_BYTES * SEGMENT_BYTES;
+    Path::new(DIR).join("commitlog").join(format!("{base:020}"))
+}
+
+fn add_bad_block(disk: &FaultDisk, position: u64) {
+    disk.add_bad_block(&segment_path(position), position % SEGMENT_BYTES);
+}
+
+fn config(dir: &Path) -> StoreConfig {
+    StoreConfig { segment_bytes: SEGMENT_BYTES, ..StoreConfig::new(dir) }
+}
+
+#[test]
+fn a_store_whose_views_need_a_block_that_cannot_be_read_is_refused_with_its_place() {
+    let disk = FaultDisk::default();
+    let extents = filled(&disk);
+    // Below the checkpoint, so only for the views is it read again.
+    let bad = extents[usize::from(MESSAGES) / 2].position;
+    add_bad_block(&disk, bad);
+    disk.remove(&Path::new(DIR).join("views.redb")).unwrap();
+    match Store::open_on(Arc::new(disk.clone()), config(Path::new(DIR))) {
+        Err(OpenError::Corrupt { path, position, .. }) => {
+            assert_eq!(path, segment_path(bad));
+            assert!(position <= bad && bad - position < 256 << 10, "{position} of {bad}");
+        }
+        opened => panic!("{opened:?}"),
+    }
+}
+
+#[test]
+fn a_store_with_blocks_that_cannot_be_read_is_salvaged_but_for_their_messages() {
+    let disk = FaultDisk::default();
+    let extents = filled(&disk);
 
     // The first block of a segment, and one in the middle of another.
-    let segments = extents.iter().map(|extent| extent.position / (64 << 10)).max().unwrap() + 1;
+    let segments = extents.iter().map(|extent| extent.position / SEGMENT_BYTES).max().unwrap() + 1;
     assert!(segments > 3);
-    let bad = [2 * (64 << 10), (64 << 10) + 5 * 4096_u64];
-    for position in bad {
-        let base = position / (64 << 10) * (64 << 10);
-        let path = Path::new(DIR).join("commitlog").join(format!("{base:020}"));
-        disk.add_bad_block(&path, position - base);
-    }
+    let bad = [2 * SEGMENT_BYTES, SEGMENT_BYTES + 5 * 4096];
+    bad.into_iter().for_each(|position| add_bad_block(&disk, position));
     let lost = |number: &u8| {
         let extent = extents[usize::from(*number)];
         bad.iter().any(|block| extent.position < block + 4096 && *block < extent.end)
