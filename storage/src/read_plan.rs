@@ -290,14 +290,14 @@ impl Range {
         self.is_tail
     }
 
-    /// Whether the page that holds byte `at` of it, perhaps beyond its end, is in memory. Neither reads
-    /// it in nor waits for it; about 0.5 us.
+    /// Whether all pages between two positions of its segment, perhaps outside of the range, are in
+    /// memory. Neither reads them in nor waits for them; about 0.5 us for one page.
     ///
     /// # Panics
     ///
-    /// If the byte lies outside of the range's segment.
-    pub fn is_resident(&self, at: usize) -> bool {
-        self.segment.is_resident(self.position + at as u64)
+    /// If `from < to` does not hold, or one of them lies outside of the range's segment.
+    pub fn is_resident(&self, from: u64, to: u64) -> bool {
+        self.segment.is_resident(from, to)
     }
 
     /// Its segment's file once more, to read past the page cache: at addresses that are multiples of

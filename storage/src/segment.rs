@@ -106,9 +106,9 @@ impl Segment {
         self.mapping.slice(from as usize, to as usize)
     }
 
-    /// Whether the page of the byte at a position is in memory.
-    pub(crate) fn is_resident(&self, position: u64) -> bool {
-        self.mapping.is_resident((position - self.base) as usize)
+    /// Whether all pages between two positions are in memory.
+    pub(crate) fn is_resident(&self, from: u64, to: u64) -> bool {
+        self.mapping.is_resident((from - self.base) as usize, (to - self.base) as usize)
     }
 
     /// The bytes of the record that begins at a position, if one does. Read, and not through the mapping,

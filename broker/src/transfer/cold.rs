@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use longwire_storage::Range;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -28,10 +29,10 @@ const LOAD_BYTES: usize = 1 << 20;
 /// Distance between the probes of one piece.
 const PROBE_BYTES: usize = 512 << 10;
 
-/// A page that is resident vouches for the block of this many bytes it lies in, for a second or two:
-/// what was written or read in together mostly stays together. Where it does not, sending waits for
-/// the disk for a few pages. Asking for each of a thousand scattered records would cost as much as
-/// sending them.
+/// A block of this many bytes that is resident, all of it, is not asked for again for a second or two:
+/// doing so for each of a thousand scattered records would cost as much as sending them. All of it,
+/// because short pieces are copied through the mapping, where a page that cannot be read ends the
+/// process: no neighbour may vouch for it.
 const BLOCK_BYTES_LOG2: u32 = 16;
 
 /// How many blocks are remembered: 1 GiB of them in 128 KiB of memory.
@@ -53,7 +54,7 @@ pub(crate) struct IoPool {
     warms: bool,
 }
 
-/// Blocks of the log of which a page was resident a moment ago. Queues that were written to together
+/// Blocks of the log that were resident a moment ago. Queues that were written to together
 /// lie interleaved, so fetches of all of them come by the same blocks.
 #[derive(Debug)]
 struct Vouched {
@@ -105,6 +106,11 @@ impl IoPool {
         IoPool { threads, vouched, sink, streams, warms }
     }
 
+    /// A clock of whole seconds.
+    pub(super) fn now(&self) -> u64 {
+        self.vouched.now()
+    }
+
     /// Runs a call that may block.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
@@ -153,7 +159,7 @@ impl Warmth {
     ) -> bool {
         while pool.warms && self.known < bytes {
             let next = rest.pieces(self.known, LOAD_BYTES);
-            let is_warm = ahead.covers(next.clone());
+            let is_warm = ahead.covers(next.clone(), pool);
             if !is_warm.unwrap_or_else(|| are_resident(next, &pool.vouched)) {
                 return false;
             }
@@ -208,26 +214,70 @@ fn are_resident(mut pieces: Pieces<'_>, vouched: &Vouched) -> bool {
         }
         let last = piece.at + piece.len - 1;
         let mut probes = (piece.at..last).step_by(PROBE_BYTES).chain([last]);
-        probes.all(|at| {
-            let position = piece.range.position() + at as u64;
-            if vouched.holds(position, *now) {
-                return true;
-            }
-            let resident = piece.range.is_resident(at);
-            if resident {
-                vouched.note(position, *now);
-            }
-            resident
-        })
+        probes.all(|at| is_resident(piece.range, piece.range.position() + at as u64, *now, vouched))
     })
+}
+
+/// Whether the page at a position of a range is, by what is known of its block.
+fn is_resident(range: &Range, position: u64, now: u64, vouched: &Vouched) -> bool {
+    if vouched.holds(position, now) {
+        return true;
+    }
+    let block = position >> BLOCK_BYTES_LOG2 << BLOCK_BYTES_LOG2;
+    let end = (block + (1 << BLOCK_BYTES_LOG2)).min(range.segment_end());
+    if range.is_resident(block.max(range.segment_base()), end) {
+        vouched.note(position, now);
+        return true;
+    }
+    range.is_resident(position, position + 1)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use longwire_proto::record::RecordDraft;
+    use longwire_storage::{IndexRead, RecordRun, Store, StoreConfig, TagFilter, TopicConfig};
+    use rustix::fs::{Advice, fadvise};
+
     use super::*;
 
     #[test]
-    fn a_resident_page_vouches_for_its_block_and_not_for_long() {
+    fn no_page_vouches_for_a_neighbour_that_is_not_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::new(dir.path()) };
+        let store = Store::open(config).unwrap();
+        let queue = store.create_topic(TopicConfig::new("t", 1)).unwrap().queue(0).unwrap();
+        let mut bytes = Vec::new();
+        RecordDraft { topic: "t", body: &[1; 256 << 10], ..RecordDraft::default() }
+            .encode(&mut bytes)
+            .unwrap();
+        let mut run = RecordRun::check("t", 0, &mut bytes).unwrap();
+        let end = store.append_blocking(&queue, &mut run).unwrap().last().unwrap().end;
+        store.flushed_blocking(end).unwrap();
+        let plan = store.plan_read(&queue, 0, 1 << 20, &TagFilter::All, IndexRead::MayBlock);
+        let range = plan.unwrap().ranges.remove(0);
+
+        let path = dir.path().join("commitlog").join(format!("{:020}", 0));
+        let file = File::open(path).unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        fadvise(&file, 0, None, Advice::Random).unwrap();
+        let position = 128 << 10;
+        if is_resident(&range, position, 2, &Vouched::new()) {
+            eprintln!("skipped: this file system keeps everything in memory");
+            return;
+        }
+        file.read_at(&mut [0], position).unwrap();
+        let vouched = Vouched::new();
+        assert!(is_resident(&range, position, 2, &vouched));
+        assert!(!is_resident(&range, position + 4096, 2, &vouched), "it would have to be read in");
+        file.read_exact_at(&mut [0; 64 << 10], position).unwrap();
+        assert!(is_resident(&range, position, 2, &vouched));
+        assert!(vouched.holds(position + 4096, 2), "all of the block is");
+    }
+
+    #[test]
+    fn a_resident_block_is_not_asked_for_again_and_not_for_long() {
         let vouched = Vouched::new();
         let now = vouched.now();
         let block = 1 << BLOCK_BYTES_LOG2;

@@ -223,8 +223,7 @@ impl Stream {
 
     /// Whether there is another block in the segment, and not in memory: what is gets there sooner.
     fn next_is_cold(&self) -> bool {
-        self.next < self.end()
-            && !self.range.is_resident((self.next - self.range.file_offset()) as usize)
+        self.next < self.end() && !self.range.is_resident(self.position(), self.position() + 1)
     }
 
     fn read(&mut self, pipe: Option<Pipe>, pool: &IoPool) -> io::Result<()> {
@@ -238,6 +237,11 @@ impl Stream {
         self.next = end;
         self.blocks.push_back(Block { at: from, end, pipe });
         Ok(())
+    }
+
+    /// The position in the log of the next byte to read.
+    fn position(&self) -> u64 {
+        self.range.segment_base() + self.next
     }
 
     /// Up to this address blocks are read. All records are complete there, and so will not change any more.

@@ -102,27 +102,37 @@ impl Span {
     }
 }
 
+/// For so long what has been read ahead counts as resident, in seconds.
+const FRESH_SECONDS: u64 = 1;
+
 /// How far has been read what a connection will probably fetch next.
 #[derive(Debug, Default)]
-pub(crate) struct ReadAhead {
+pub(crate) struct ReadAhead(Arc<Progress>);
+
+#[derive(Debug, Default)]
+struct Progress {
     /// Up to this position of the log it is being read; 0 where the connection does not read history.
     begun: AtomicU64,
     /// Up to this one it has been.
-    done: Arc<AtomicU64>,
+    done: AtomicU64,
+    /// When that was begun, by the pool's clock.
+    second: AtomicU64,
 }
 
 impl ReadAhead {
     /// Whether the connection reads history.
     pub(super) fn is_active(&self) -> bool {
-        self.begun.load(Relaxed) > 0
+        self.0.begun.load(Relaxed) > 0
     }
 
-    /// Whether all pieces have been read ahead; `None` if they are not near where that is done.
-    pub(super) fn covers(&self, mut pieces: Pieces<'_>) -> Option<bool> {
-        let (begun, done) = (self.begun.load(Relaxed), self.done.load(Relaxed));
+    /// Whether all pieces have been read ahead; `None` if they are not near where that is done, or it is
+    /// so long ago that they may have been evicted.
+    pub(super) fn covers(&self, mut pieces: Pieces<'_>, pool: &IoPool) -> Option<bool> {
+        let (begun, done) = (self.0.begun.load(Relaxed), self.0.done.load(Relaxed));
         let first = pieces.clone().next().map(|piece| piece.position());
         let follows = first.is_some_and(|first| is_near(first, begun));
-        follows.then(|| {
+        let is_fresh = || pool.now() - self.0.second.load(Relaxed) <= FRESH_SECONDS;
+        (follows && is_fresh()).then(|| {
             pieces.all(|piece| {
                 let begin = piece.position();
                 is_near(begin, begun) && begin + piece.len as u64 <= done
@@ -132,7 +142,7 @@ impl ReadAhead {
 
     /// Reads on behind an answer, if some of it was cold, or if it is what was read ahead before.
     pub(super) fn follow(&self, answer: &[Range], was_cold: bool, pool: &IoPool) {
-        let (begun, done) = (self.begun.load(Relaxed), self.done.load(Relaxed));
+        let (begun, done) = (self.0.begun.load(Relaxed), self.0.done.load(Relaxed));
         if begun == 0 && !was_cold {
             return;
         }
@@ -143,7 +153,7 @@ impl ReadAhead {
         let from = match next(begun, done, end, was_cold) {
             Next::From(from) if !last.is_tail() && !is_sparse(answer, end) => from,
             Next::Later => return,
-            _ => return self.begun.store(0, Relaxed),
+            _ => return self.0.begun.store(0, Relaxed),
         };
         let to = last.segment_end().min(end + AHEAD_BYTES);
         if to <= from {
@@ -151,12 +161,18 @@ impl ReadAhead {
         }
         let at = (from - last.position()) as usize;
         let span = Span { range: last.clone(), at, len: (to - from) as usize };
-        let (done, sink) = (self.done.clone(), pool.sink.clone());
-        // What cannot be read is missed when it is wanted.
-        let read = move || drop(span.read(sink.as_deref()).map(|()| done.store(to, Relaxed)));
-        self.done.store(from, Relaxed);
-        if pool.try_start(read) {
-            self.begun.store(to, Relaxed);
+        let (progress, sink) = (self.0.clone(), pool.sink.clone());
+        let read = move || {
+            // What cannot be read is missed when it is wanted. An older read may be the slower one.
+            if span.read(sink.as_deref()).is_ok() && progress.begun.load(Relaxed) == to {
+                progress.done.store(to, Relaxed);
+            }
+        };
+        self.0.done.store(from, Relaxed);
+        self.0.begun.store(to, Relaxed);
+        self.0.second.store(pool.now(), Relaxed);
+        if !pool.try_start(read) {
+            self.0.begun.store(begun, Relaxed);
         }
     }
 }

@@ -17,6 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use smallvec::SmallVec;
+
+/// Whether so many pages are in memory can be asked without an allocation.
+const PAGES_USUAL: usize = 16;
 
 /// A shared mapping of the first bytes of a file.
 ///
@@ -53,13 +57,19 @@ impl Mapping {
         Some(unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(from), to - from) })
     }
 
-    /// Whether the page of a byte is in memory. Neither reads it in nor waits for it.
-    pub(crate) fn is_resident(&self, at: usize) -> bool {
-        assert!(at < self.raw.len(), "a byte outside of the mapping");
-        let (page, mut state) = (at - at % rustix::param::page_size(), 0);
-        // SAFETY: the page lies in the mapping, and of one byte the kernel tells in one.
-        let told = unsafe { libc::mincore(self.raw.as_mut_ptr().add(page).cast(), 1, &mut state) };
-        told == 0 && state & 1 == 1
+    /// Whether all pages between two bytes are in memory. Neither reads them in nor waits for them.
+    pub(crate) fn is_resident(&self, from: usize, to: usize) -> bool {
+        assert!(from < to && to <= self.raw.len(), "bytes outside of the mapping");
+        let page_size = rustix::param::page_size();
+        let mut states: SmallVec<[u8; PAGES_USUAL]> = SmallVec::new();
+        let first = from - from % page_size;
+        states.resize((to - first).div_ceil(page_size), 0);
+        // SAFETY: the pages lie in the mapping, and the kernel tells of each in one byte.
+        let told = unsafe {
+            let pages = self.raw.as_mut_ptr().add(first).cast();
+            libc::mincore(pages, to - first, states.as_mut_ptr())
+        };
+        told == 0 && states.iter().all(|state| state & 1 == 1)
     }
 
     /// Makes the pages of a range durable. They are those of complete bytes and maybe a part of the
