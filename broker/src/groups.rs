@@ -9,6 +9,7 @@ mod group;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use longwire_proto::ErrorCode;
 use longwire_storage::{CommittedOffset, Store};
@@ -21,6 +22,12 @@ use crate::config::GroupsConfig;
 use crate::state::{Failure, now_ms};
 pub(crate) use group::{Assigned, MemberId, MemberView};
 use group::{Group, Known};
+
+/// Planning a group that takes longer is followed by a rest: a thousand members that come one after
+/// another to 65,536 queues would otherwise keep the control plane busy for minutes.
+const PLAN_LONG: Duration = Duration::from_millis(5);
+/// How many times as long the rest is as the planning was.
+const PLAN_REST: u32 = 9;
 
 /// Every group that has members.
 #[derive(Debug, Clone)]
@@ -46,6 +53,10 @@ struct Active {
     group: Group,
     /// The number of its release timer, while one runs.
     timer: Option<u64>,
+    /// It is planned anew no sooner.
+    rested: Instant,
+    /// It is to be planned anew then.
+    is_due: bool,
 }
 
 /// How many visible messages of a queue with these offsets, its first and one past its last, a group has
@@ -197,8 +208,31 @@ impl Coordinator {
         }
     }
 
+    /// Plans a group anew: at once, or together with what else changes until the control plane has
+    /// had time for others.
     fn rebalance(&self, name: &Arc<str>, active: &mut Active) {
+        if active.is_due {
+            return;
+        }
+        if active.rested <= Instant::now() {
+            return self.plan(name, active);
+        }
+        active.is_due = true;
+        let (coordinator, name, rested) = (self.clone(), Arc::clone(name), active.rested);
+        self.shared.runtime.spawn(async move {
+            tokio::time::sleep_until(rested).await;
+            // The group may have emptied and filled again meanwhile.
+            if let Some(active) = coordinator.shared.groups.lock().get_mut(&name)
+                && std::mem::take(&mut active.is_due)
+            {
+                coordinator.plan(&name, active);
+            }
+        });
+    }
+
+    fn plan(&self, name: &Arc<str>, active: &mut Active) {
         let Shared { store, config, .. } = &*self.shared;
+        let began = Instant::now();
         let known = |topic: &str| {
             let topic = store.topic(topic)?;
             Some(Known {
@@ -206,7 +240,9 @@ impl Coordinator {
                 created_position: topic.created_position(),
             })
         };
-        active.group.rebalance(known, Instant::now(), config.release_timeout);
+        active.group.rebalance(known, began, config.release_timeout);
+        let (planned, took) = (Instant::now(), began.elapsed());
+        active.rested = if took < PLAN_LONG { planned } else { planned + took * PLAN_REST };
         let (generation, members) = (active.group.generation(), active.group.size());
         tracing::debug!(group = &**name, generation, members, "group rebalanced");
         if active.timer.is_none()
@@ -240,7 +276,7 @@ impl Coordinator {
 
 impl Active {
     fn new() -> Active {
-        Active { group: Group::default(), timer: None }
+        Active { group: Group::default(), timer: None, rested: Instant::now(), is_due: false }
     }
 }
 
