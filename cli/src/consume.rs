@@ -32,8 +32,8 @@ use crate::{interrupt, size};
 ///
 /// With --group: shares the topic with the other members of the group, begins where the group has
 /// committed (--from counts where it has not), and goes on until it is stopped, by --max,
-/// by --timeout, or by Ctrl-C. Where it begins, what was written and what --tag leaves out are
-/// committed within a second, and at the end.
+/// by --timeout, or by Ctrl-C. What was written, what --tag leaves out and where it begins, if not
+/// at the earliest message, are committed within a second or two, and at the end.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ConsumeArgs {

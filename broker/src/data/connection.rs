@@ -1,6 +1,7 @@
 //! One data connection, from its hello to its end.
 
 use std::net::{Shutdown, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use longwire_proto::data::{self, request_header::Request, response_header};
 use longwire_proto::frame::{self, Frame};
 use longwire_proto::limits::{PROTOCOL_VERSION, REQUEST_FRAME_BYTES_MAX, SESSION_BYTES_MAX};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -34,6 +36,9 @@ const STOP_ANSWERS_TIMEOUT: Duration = Duration::from_millis(250);
 /// connection is gone.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether a peer that has sent more than may be read is still there.
+const UNREAD_LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What the tasks of one connection share.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -52,6 +57,9 @@ pub(super) struct Connection {
     pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
     pub(super) ended: CancellationToken,
+    /// Cancelled with `ended`, and before it where the peer sends nothing more that is not there yet: it
+    /// does not wait for fetches to find something.
+    pub(super) parted: CancellationToken,
     /// Nothing more is written, so nothing more is to be done of what has been read.
     aborted: AtomicBool,
 }
@@ -104,7 +112,33 @@ impl Connection {
 
     /// A place among the unanswered requests; waits where there is none.
     async fn slot(self: &Arc<Self>) -> Result<OwnedSemaphorePermit, End> {
-        self.place(&self.in_flight).await
+        if let Ok(slot) = self.in_flight.clone().try_acquire_owned() {
+            return Ok(slot);
+        }
+        // It is large, and mostly not needed.
+        Box::pin(self.awaited_slot()).await
+    }
+
+    /// Nobody reads meanwhile, and so nobody else would notice that the peer has gone; then parked fetches
+    /// give up their places.
+    async fn awaited_slot(self: &Arc<Self>) -> Result<OwnedSemaphorePermit, End> {
+        let mut slot = pin!(self.place(&self.in_flight));
+        tokio::select! {
+            biased;
+            slot = &mut slot => return slot,
+            () = self.no_more_to_come() => self.parted.cancel(),
+        }
+        slot.await
+    }
+
+    /// Waits until the peer has closed its side, or the connection is broken.
+    async fn no_more_to_come(&self) {
+        // What has not been read yet makes the socket ready all the time.
+        while let Ok(ready) = self.stream().ready(Interest::READABLE).await
+            && !ready.is_read_closed()
+        {
+            sleep(UNREAD_LOOK_INTERVAL).await;
+        }
     }
 
     /// A place among the read plans; waits where there is none, and the connection is not read from.
@@ -135,6 +169,7 @@ impl Connection {
 pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr) {
     let (read, write) = stream.into_split();
     let in_flight = plane.state.config.limits.in_flight_per_connection.max(1) as usize;
+    let ended = plane.state.shutdown.child_token();
     let connection = Arc::new(Connection {
         plane: plane.clone(),
         peer,
@@ -145,7 +180,8 @@ pub(super) async fn run(plane: &Arc<Plane>, stream: TcpStream, peer: SocketAddr)
         plans: Arc::new(Semaphore::new(PLANS_MAX)),
         fetches: AtomicU64::new(0),
         kept: Kept::default(),
-        ended: plane.state.shutdown.child_token(),
+        parted: ended.child_token(),
+        ended,
         aborted: AtomicBool::new(false),
     });
     let charge = plane.budget.charge(peer);

@@ -246,6 +246,11 @@ impl Fetch {
         }
     }
 
+    /// Whether a filter has passed over something.
+    pub(super) fn has_progress(&self) -> bool {
+        self.queues.iter().any(|wanted| wanted.passed_over)
+    }
+
     /// Whether a look is worth the while: a queue has something, or has lost what was asked for, or
     /// a topic is gone.
     pub(super) fn has_news(&self, store: &Store) -> bool {

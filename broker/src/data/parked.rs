@@ -21,6 +21,10 @@ pub(super) const ARRIVAL_BYTES: usize = 48;
 /// short enough not to hold up what it has sent behind the fetch.
 const CROWDED_WAIT: Duration = Duration::from_millis(100);
 
+/// How long a fetch still waits once its filter has passed over something: the client is to commit
+/// that it need not be looked at again, and should not ask anew for each.
+const PROGRESS_WAIT: Duration = Duration::from_secs(1);
+
 /// Leaves the fetch to a task of its own, which waits until there is an answer, or for so long.
 ///
 /// Where parked fetches take all the memory they may, this connection waits itself, a little, and is not
@@ -49,23 +53,26 @@ pub(super) async fn park(
 }
 
 /// Queues the answer as soon as there is something for it, at the latest at the deadline; not at
-/// all once the connection has ended. `look_first`: before it waits, as what is not in memory has
+/// all once the peer has gone. `look_first`: before it waits, as what is not in memory has
 /// not been looked at yet.
 async fn wait(
     connection: &Arc<Connection>,
     mut fetch: Box<Fetch>,
     slot: OwnedSemaphorePermit,
-    deadline: Instant,
+    mut deadline: Instant,
     mut look_first: bool,
 ) {
     let store = &connection.plane.state.store;
     let mut timed_out = false;
     loop {
         if !std::mem::take(&mut look_first) {
+            if fetch.has_progress() {
+                deadline = deadline.min(Instant::now() + PROGRESS_WAIT);
+            }
             let _parked = Parked::new(&connection.plane.state.metrics.parked_fetches);
             tokio::select! {
                 biased;
-                () = connection.ended.cancelled() => return,
+                () = connection.parted.cancelled() => return,
                 () = sleep_until(deadline) => timed_out = true,
                 () = Arrival::new(News { fetch: &fetch, store }) => {}
             }
