@@ -226,6 +226,13 @@ fn exit_status(error: &StartError) -> u8 {
     }
 }
 
+/// Whether standard error is a terminal with colours, and they are wanted (no-color.org).
+fn has_colours() -> bool {
+    let is_unset = |name| std::env::var_os(name).is_none_or(|value| value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    std::io::IsTerminal::is_terminal(&std::io::stderr()) && is_unset("NO_COLOR") && !is_dumb
+}
+
 fn start_logging(config: &LogConfig) -> Result<(), String> {
     let filter = EnvFilter::try_new(&config.filter)
         .map_err(|error| format!("log.filter {:?} cannot be used: {error}", config.filter))?;
@@ -236,10 +243,7 @@ fn start_logging(config: &LogConfig) -> Result<(), String> {
         .log_internal_errors(false);
     let started = match config.format {
         LogFormat::Json => lines.json().try_init(),
-        LogFormat::Text => {
-            let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            lines.with_ansi(is_terminal).try_init()
-        }
+        LogFormat::Text => lines.with_ansi(has_colours()).try_init(),
     };
     started.map_err(|error| format!("cannot log: {error}"))
 }

@@ -138,6 +138,9 @@ fn tag(text: &str) -> Result<String, String> {
 
 fn property(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
+        Some(("TAGS", _)) => Err("that property is the tag: give --tag".to_owned()),
+        Some(("KEYS", _)) => Err("that property is the key: give --key".to_owned()),
+        Some((EOL_PROPERTY, _)) => Err("'produce' sets that property itself".to_owned()),
         Some((name, value)) if !name.is_empty() && !value.is_empty() => {
             Ok((name.to_owned(), value.to_owned()))
         }

@@ -131,11 +131,17 @@ fn is_host_and_port(address: &str) -> bool {
 
 /// Whether a log can be filtered by this.
 fn is_log_filter(filter: &str) -> bool {
-    // A word alone is meant to be a level. Taken for the name of a module, as it would be, a misspelt
-    // one leaves nothing to be logged.
-    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
-    let mut words = filter.split(',').map(str::trim).filter(|part| !part.contains(['=', '[']));
-    EnvFilter::try_new(filter).is_ok() && words.all(is_level)
+    // A word alone is meant to be a level, and so is what follows a '='. Taken for the name of a module,
+    // as it would be, a misspelt one leaves nothing to be logged.
+    let is_level = |part: &str| {
+        let level = part.split_once('=').map_or(part, |(_, level)| level);
+        // Of nothing it makes `error`.
+        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
+    };
+    let parts = || filter.split(',').map(str::trim).filter(|part| !part.is_empty());
+    EnvFilter::try_new(filter).is_ok()
+        && parts().next().is_some()
+        && parts().filter(|part| !part.contains('[')).all(is_level)
 }
 
 #[derive(Default)]
@@ -182,10 +188,13 @@ mod tests {
 
     #[test]
     fn a_log_filter_is_levels_and_directives() {
-        for filter in ["info", "OFF", "warn,longwire_broker=debug", "", "info,", "[span{field}]"] {
+        for filter in ["info", "OFF", "warn,longwire_broker=debug", "info,", "[span{field}]"] {
             assert!(is_log_filter(filter), "{filter}");
         }
-        for filter in ["inf", "longwire_broker", "info,debgu", "a=b=c", "a=loud"] {
+        let nothing = ["", " ", ",", "longwire_broker=", "a b=,"];
+        for filter in
+            ["inf", "longwire_broker", "info,debgu", "a=b=c", "a=loud"].iter().chain(&nothing)
+        {
             assert!(!is_log_filter(filter), "{filter}");
         }
     }

@@ -1,6 +1,6 @@
 //! `OffsetService`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use longwire_proto::control::offset_point::Point;
@@ -60,7 +60,11 @@ async fn commit(
     let CommitOffsetsRequest { group, member_id, generation, offsets } = request;
     check_group(&group)?;
     let mut committed = Vec::with_capacity(offsets.len());
+    let mut named = HashSet::with_capacity(offsets.len());
     for TopicQueueOffset { topic, queue, offset } in &offsets {
+        if !named.insert((topic, queue)) {
+            return Err(invalid(format!("queue {queue} of topic {topic:?} is named twice")));
+        }
         let found = state.known_topic(topic)?;
         refuse_system(topic)?;
         queues_of(&found, &[*queue])?;

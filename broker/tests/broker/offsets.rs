@@ -60,6 +60,8 @@ async fn commits_that_make_no_sense_are_refused_as_a_whole() {
     ] {
         assert_eq!(refused(scene.offsets.commit_offsets(request).await), code);
     }
+    let twice = commit("g", &[at("t", 0, 1), at("t", 0, 2)]);
+    assert_eq!(refused(scene.offsets.commit_offsets(twice).await), ErrorCode::InvalidRequest);
     let request = CommitOffsetsRequest { member_id: "m".into(), ..commit("g", &[at("t", 0, 0)]) };
     let code = refused(scene.offsets.commit_offsets(request).await);
     assert_eq!(code, ErrorCode::UnknownMember);
