@@ -4,6 +4,7 @@
 
 mod broker;
 mod groups;
+mod intake;
 mod offsets;
 mod session;
 mod topics;
@@ -20,8 +21,13 @@ use longwire_storage::{Queue, Topic};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http::Request;
 use tonic::transport::Server;
 use tonic::{Response, Status};
+use tower::util::MapRequestLayer;
+
+use intake::Intake;
 
 use crate::gate::{Gate, Guarded, Rules};
 use crate::refusals::Refusals;
@@ -62,6 +68,8 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<BrokerState>) {
         }
     };
     let groups = &state.config.groups;
+    let intake = Intake::new(state.config.limits.frame_timeout);
+    let metered = move |request: Request<Body>| request.map(|body| intake.meter(body));
     let served = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
@@ -69,6 +77,7 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<BrokerState>) {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(groups.ping_interval))
         .http2_keepalive_timeout(Some(groups.ping_timeout))
+        .layer(MapRequestLayer::new(metered))
         .add_service(health)
         .add_optional_service(reflection)
         .add_service(
