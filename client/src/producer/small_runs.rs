@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 /// From one frame of small runs to the next.
 const INTERVAL: Duration = Duration::from_millis(4);
+/// The end of it, in which it is looked whether something still comes: by then, who waits for answers
+/// has sent again what those to the last frame let it send.
+const LOOKED_AT: Duration = Duration::from_millis(1);
 /// Pauses in a row that brought nothing until they are left out: a thread that enqueues may only have
 /// had to wait for a processor.
-const VAIN_MAX: u32 = 3;
+const VAIN_MAX: u32 = 4;
 /// For how long they are left out then, until one finds out anew.
 const VAIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -27,9 +30,9 @@ pub(super) struct SmallRuns {
 #[derive(Debug)]
 struct Pause {
     /// When it is time to look what waits, and then again at the end.
-    middle: Option<Instant>,
+    first_look: Option<Instant>,
     end: Instant,
-    /// The bytes that waited in the middle, if nothing was in flight then.
+    /// The bytes that waited at the first look, if nothing was in flight then.
     waited: Option<usize>,
 }
 
@@ -37,8 +40,8 @@ impl SmallRuns {
     /// A frame of small runs goes out: the next one pauses.
     pub(super) fn sent(&mut self, now: Instant) {
         if self.none_before.is_none_or(|none_before| none_before <= now) {
-            let (middle, end) = (Some(now + INTERVAL / 2), now + INTERVAL);
-            self.pause = Some(Pause { middle, end, waited: None });
+            let end = now + INTERVAL;
+            self.pause = Some(Pause { first_look: Some(end - LOOKED_AT), end, waited: None });
         }
     }
 
@@ -48,17 +51,22 @@ impl SmallRuns {
         let Some(pause) = &mut self.pause else {
             return;
         };
-        if now >= pause.end {
-            if let Some(waited) = pause.waited {
-                self.vain = if waiting_bytes > waited { 0 } else { self.vain + 1 };
+        if pause.first_look.is_some_and(|first_look| now >= first_look) {
+            pause.first_look = None;
+            if in_flight == 0 {
+                pause.waited = Some(waiting_bytes);
+                pause.end = pause.end.max(now + LOOKED_AT);
             }
-            self.pause = None;
-            if self.vain >= VAIN_MAX {
-                self.none_before = Some(now + VAIN_INTERVAL);
-            }
-        } else if pause.middle.is_some_and(|middle| now >= middle) {
-            pause.middle = None;
-            pause.waited = (in_flight == 0).then_some(waiting_bytes);
+        }
+        if now < pause.end {
+            return;
+        }
+        if let Some(waited) = pause.waited {
+            self.vain = if waiting_bytes > waited { 0 } else { self.vain + 1 };
+        }
+        self.pause = None;
+        if self.vain >= VAIN_MAX {
+            self.none_before = Some(now + VAIN_INTERVAL);
         }
     }
 
@@ -67,7 +75,7 @@ impl SmallRuns {
     }
 
     pub(super) fn next_look(&self) -> Option<Instant> {
-        self.pause.as_ref().map(|pause| pause.middle.unwrap_or(pause.end))
+        self.pause.as_ref().map(|pause| pause.first_look.unwrap_or(pause.end))
     }
 }
 
@@ -75,7 +83,7 @@ impl SmallRuns {
 mod tests {
     use super::*;
 
-    /// Sends a frame, and pauses while the bytes that wait grow by so many in the second half.
+    /// Sends a frame, and pauses while the bytes that wait grow by so many at the end.
     fn pause(runs: &mut SmallRuns, now: &mut Instant, grows: usize, in_flight: usize) -> bool {
         runs.sent(*now);
         let paused = runs.is_pausing();
