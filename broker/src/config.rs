@@ -67,10 +67,13 @@ pub enum DefaultDurability {
 #[serde(default, deny_unknown_fields)]
 pub struct ListenConfig {
     /// Data plane.
+    #[serde(with = "human")]
     pub data: SocketAddr,
     /// gRPC control plane; the address clients are given.
+    #[serde(with = "human")]
     pub control: SocketAddr,
     /// Health and metrics.
+    #[serde(with = "human")]
     pub http: SocketAddr,
     /// `host:port` clients are told to dial for the data plane, where it is not what `data` says.
     #[serde(with = "human")]

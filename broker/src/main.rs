@@ -55,13 +55,13 @@ struct Flags {
     #[arg(long, global = true, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// Address of the data plane.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     data_listen: Option<SocketAddr>,
     /// Address of the gRPC control plane.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     control_listen: Option<SocketAddr>,
     /// Address of health and metrics.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     http_listen: Option<SocketAddr>,
     /// Any setting, such as storage.segment_bytes=64MiB. Can be given several times; wins over the
     /// flags above.
@@ -224,6 +224,11 @@ fn exit_status(error: &StartError) -> u8 {
         StartError::Store(_) => exit::IO,
         _ => exit::SOFTWARE,
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let how = "give IP:PORT, such as 0.0.0.0:7650; names are not looked up";
+    text.parse().map_err(|_| how.to_owned())
 }
 
 /// Whether standard error is a terminal with colours, and they are wanted (no-color.org).

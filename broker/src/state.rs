@@ -21,9 +21,9 @@ pub(crate) type Failure = (ErrorCode, String);
 
 /// One running broker. Shared as `Arc` by the data plane, the control plane and HTTP.
 ///
-/// The data plane is two functions: `crate::data::bind(addr, &Config)` makes its listener, and
+/// The data plane is two functions: `crate::data::bind(&Config)` makes its listener, and
 /// `crate::data::serve(listener, state)`, run inside the data runtime, completes once `shutdown`
-/// is cancelled, parked fetches are answered and connections are closed.
+/// is cancelled and connections are closed, with parked fetches left unanswered.
 #[derive(Debug)]
 pub(crate) struct BrokerState {
     pub(crate) config: Config,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::{AddrParseError, SocketAddr};
 use std::time::Duration;
 
 use serde::de::{Deserializer, Error, Visitor};
@@ -54,6 +55,20 @@ impl Human for Duration {
 
     fn show(&self) -> String {
         humantime::format_duration(*self).to_string()
+    }
+}
+
+impl Human for SocketAddr {
+    fn expected() -> &'static str {
+        "an address IP:PORT, such as \"0.0.0.0:7650\"; names are not looked up"
+    }
+
+    fn parse(text: &str) -> Result<SocketAddr, String> {
+        text.parse().map_err(|error: AddrParseError| error.to_string())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
     }
 }
 

@@ -287,7 +287,7 @@ mod tests {
             ("LONGWIRE_BROKER_DEFAULT_QUEUES", "many", "a whole number"),
             ("LONGWIRE_BROKER_DEFAULT_QUEUES", "-1", "invalid value"),
             ("LONGWIRE_BROKER_AUTO_CREATE_TOPICS", "1", "true or false"),
-            ("LONGWIRE_LISTEN_DATA", "nowhere", "invalid socket address"),
+            ("LONGWIRE_LISTEN_DATA", "nowhere", "IP:PORT"),
             ("LONGWIRE_TRANSFER_MODE", "fast", "adaptive"),
             ("LONGWIRE_LIMITS_FRAME_TIMEOUT", "30", "a duration such as"),
             ("LONGWIRE_STORAGE_SEGMENT_BYTES", "1KiB", "64KiB to 1GiB"),
