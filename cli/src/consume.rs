@@ -26,14 +26,15 @@ use crate::{interrupt, size};
 /// Without --group: reads from the beginning (--from) to the end as it is when the command starts,
 /// or goes on with --follow. Messages of all queues come in the order in which the broker stored
 /// them, so that 'longwire produce t < a; longwire consume t > b' makes b the same as a. What is
-/// stored while --follow goes on comes as it arrives, also from queues that are added. An offset
-/// for --from has to be one that some queue has come to. A topic that is deleted, also one that is
-/// made again, ends it with an error.
+/// stored while --follow goes on comes as it arrives; queues that are added are found within ten
+/// seconds. An offset for --from has to be one that some queue has come to.
 ///
 /// With --group: shares the topic with the other members of the group, begins where the group has
 /// committed (--from counts where it has not), and goes on until it is stopped, by --max,
 /// by --timeout, or by Ctrl-C. What was written, what --tag leaves out and where it begins, if not
 /// at the earliest message, are committed within a second or two, and at the end.
+///
+/// A topic that is deleted, also one that is made again, ends either with an error.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ConsumeArgs {

@@ -59,7 +59,7 @@ pub(crate) struct Portion {
 }
 
 impl Input {
-    /// Fails early, before anything is sent, if a file is not there.
+    /// Fails early, before anything is sent, if a file is not there or may not be read.
     pub(crate) fn check(files: &[PathBuf], split: SplitArg) -> Result<Input, Failure> {
         let files = if files.is_empty() { vec![PathBuf::from("-")] } else { files.to_vec() };
         let mut bytes = Some(0);
@@ -72,6 +72,9 @@ impl Input {
             if metadata.is_dir() {
                 let shown = path.display();
                 return Err(Failure::usage(format!("{shown} is a folder; name the files in it")));
+            }
+            if metadata.is_file() {
+                File::open(path).map_err(|error| cannot_read(path, &error))?;
             }
             bytes = bytes.filter(|_| metadata.is_file()).map(|sum: u64| sum + metadata.len());
         }
