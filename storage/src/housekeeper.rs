@@ -20,6 +20,7 @@ use crate::retention::{Choose, RetainError, Retention};
 use crate::segment_supply::is_full;
 use crate::views::Views;
 use crate::views::database::{NotedQueue, ViewDatabase, io_error};
+use crate::watermark::WatermarkClosed;
 
 /// Log bytes that are worth bringing the consume queue of one more queue to disk.
 const BYTES_PER_QUEUE: u64 = 100 << 10;
@@ -104,7 +105,11 @@ impl Housekeeper {
             tracing::warn!(%error, "no {missing} for {what}");
             return true;
         }
-        self.marks.poison(format!("{what} failed: {error}"));
+        // A store that is closed meanwhile, or has failed elsewhere, has not failed here.
+        let is_closed = error.get_ref().is_some_and(|error| error.is::<WatermarkClosed>());
+        if !is_closed {
+            self.marks.poison(format!("{what} failed: {error}"));
+        }
         false
     }
 

@@ -24,7 +24,7 @@ use crate::zeros;
 
 /// How far ahead of the tail pages are kept warm: tens of milliseconds of appends at full speed.
 const WARM_AHEAD_BYTES: u64 = 32 << 20;
-/// One step of warming, which takes 1-3 ms (zerocopy.md 4.1); the thread looks up in between.
+/// One step of warming, which takes 1-3 ms; the thread looks up in between.
 const WARM_STEP_BYTES: u64 = 4 << 20;
 /// After a full disk, or without a descriptor, another try is made at most this often.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(500);
