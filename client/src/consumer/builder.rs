@@ -22,7 +22,7 @@ pub enum StartAt {
     /// The first retained message.
     #[default]
     Earliest,
-    /// Messages stored from now on.
+    /// Messages stored from now on: all of those in queues that are added later.
     Latest,
     /// The first message stored at or after this time, in milliseconds since 1970.
     TimeMs(i64),

@@ -12,6 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::builder::StartAt;
+use super::start::Created;
 use super::{Member, Shared};
 use crate::backoff::Backoff;
 use crate::control::topic_queues;
@@ -33,8 +35,9 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
     let mut told = None;
     // Topics can be made anew while there is no membership.
     let mut last = Assignment::default();
+    let mut met = None;
     while !shared.closing.is_cancelled() {
-        let error = match session(&shared, &mut joined, &mut last, &mut backoff).await {
+        let error = match session(&shared, &mut joined, (&mut last, &mut met), &mut backoff).await {
             Ok(()) => return,
             Err(error) => error,
         };
@@ -60,7 +63,7 @@ pub(super) async fn run(shared: Arc<Shared>, joined: oneshot::Sender<Result<(), 
 async fn session(
     shared: &Shared,
     joined: &mut Option<oneshot::Sender<Result<(), Error>>>,
-    last: &mut Assignment,
+    (last, met): (&mut Assignment, &mut Option<Met>),
     backoff: &mut Backoff,
 ) -> Result<(), Error> {
     let group = shared.config.group.clone().unwrap_or_default();
@@ -93,7 +96,8 @@ async fn session(
                 format!("{what}: the broker ended the membership"),
             )
         })?;
-        take_on(shared, assignment, last, &requests).await?;
+        let gained = take_on(shared, assignment, last, &requests).await?;
+        begin(shared, gained, last, met).await?;
         backoff.reset();
         if let Some(joined) = joined.take() {
             let _ = joined.send(Ok(()));
@@ -114,13 +118,13 @@ async fn leave(mut assignments: Streaming<Assignment>) {
     let _ = tokio::time::timeout(LEAVE_TIMEOUT, ended).await;
 }
 
-/// Gives up what is not in the assignment, says so, and takes on what is new.
+/// Gives up what is not in the assignment, and says so. Returns what is new.
 async fn take_on(
     shared: &Shared,
     assignment: Assignment,
     last: &mut Assignment,
     requests: &mpsc::Sender<JoinRequest>,
-) -> Result<(), Error> {
+) -> Result<Vec<TopicQueue>, Error> {
     let generation = assignment.generation;
     let assigned: HashSet<TopicQueue> = topic_queues(&assignment.topics).into_iter().collect();
     // Before the new generation is known: with that, what there is to commit for a topic that is gone
@@ -151,13 +155,62 @@ async fn take_on(
         assigned.into_iter().filter(|queue| !queues.contains(queue)).collect()
     };
     tracing::debug!(generation, gained = gained.len(), lost, "assigned");
+    Ok(gained)
+}
+
+/// Takes on queues that are new in the last assignment.
+///
+/// What is stored in a queue that is added later comes after the member has joined, so it is no latest
+/// point that such a queue begins at.
+async fn begin(
+    shared: &Shared,
+    gained: Vec<TopicQueue>,
+    last: &Assignment,
+    met: &mut Option<Met>,
+) -> Result<(), Error> {
+    let start_at = shared.config.start_at;
+    if start_at == StartAt::Latest && met.is_none() {
+        *met = Some(Met::now(shared).await?);
+    }
     if gained.is_empty() {
         return Ok(());
     }
     let created =
         last.topics.iter().map(|t| (t.topic.as_str().into(), t.created_position)).collect();
-    shared.assign(shared.starts(gained, &created, shared.config.start_at).await?);
+    let is_added = |queue: &TopicQueue| met.as_ref().is_some_and(|met| !met.has(queue, &created));
+    let (added, others): (Vec<_>, Vec<_>) = gained.into_iter().partition(is_added);
+    for (queues, start_at) in [(others, start_at), (added, StartAt::Earliest)] {
+        if !queues.is_empty() {
+            shared.assign(shared.starts(queues, &created, start_at).await?);
+        }
+    }
     Ok(())
+}
+
+/// The topics as they were when the member had its first assignment: where each was created, and how
+/// many queues it had.
+struct Met(HashMap<Arc<str>, (u64, u32)>);
+
+impl Met {
+    async fn now(shared: &Shared) -> Result<Met, Error> {
+        let mut topics = HashMap::new();
+        for name in shared.config.topics() {
+            match shared.client.control().topic(&name, false).await {
+                Err(error) if error.code() == Some(ErrorCode::UnknownTopic) => {}
+                described => {
+                    let topic = described?.topic.unwrap_or_default();
+                    topics.insert(name.into(), (topic.created_position, topic.queues));
+                }
+            }
+        }
+        Ok(Met(topics))
+    }
+
+    fn has(&self, queue: &TopicQueue, created: &Created) -> bool {
+        self.0.get(&queue.topic).is_some_and(|(position, queues)| {
+            created.get(&queue.topic) == Some(position) && queue.queue < *queues
+        })
+    }
 }
 
 /// Forgets the queues of topics that have been deleted since the last assignment, also where others

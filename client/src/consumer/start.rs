@@ -68,7 +68,7 @@ impl Shared {
                     return Err(Error::new(ErrorKind::Protocol, message));
                 };
                 // A beginning that time would move is committed, so that a restart finds it again.
-                let committed = (start_at == StartAt::Earliest).then_some(offset);
+                let committed = (self.config.start_at == StartAt::Earliest).then_some(offset);
                 starts.push(start(queue, offset, committed));
             }
         }

@@ -178,6 +178,21 @@ async fn a_member_that_comes_back_misses_nothing_where_nothing_was_committed() {
 }
 
 #[tokio::test]
+async fn a_member_that_begins_at_the_latest_reads_all_of_queues_that_are_added_later() {
+    let mock = Mock::start(&[("t", 1)]).await;
+    mock.store("t", 0, &[b"before"]);
+    let mut members = mock.members();
+    let client = mock.client().await;
+    let consumer = client.consumer().group("g").subscribe("t", TagFilter::all());
+    let consumer = consumer.auto_commit(None).start_at(StartAt::Latest);
+    let (mut consumer, member) = joined(consumer, &mut members).await;
+    mock.state.topics.lock().get_mut("t").unwrap().push(Vec::new());
+    mock.store("t", 1, &[b"first", b"second"]);
+    member.assign.send(Ok(assignment(2, "t", &[0, 1]))).await.unwrap();
+    assert_eq!(receive(&mut consumer, 2).await, ["first", "second"]);
+}
+
+#[tokio::test]
 async fn a_member_that_comes_back_repeats_what_it_was_told_is_not_committed() {
     for told_before_it_was_lost in [true, false] {
         let mock = Mock::start(&[("t", 1)]).await;
