@@ -1,6 +1,6 @@
 //! `OffsetService`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use longwire_proto::control::offset_point::Point;
@@ -59,12 +59,13 @@ async fn commit(
 ) -> Result<CommitOffsetsResponse, Failure> {
     let CommitOffsetsRequest { group, member_id, generation, offsets } = request;
     check_group(&group)?;
-    let mut committed = Vec::with_capacity(offsets.len());
-    let mut named = HashSet::with_capacity(offsets.len());
+    // Of a queue that is named again and again the last offset counts.
+    let mut last = BTreeMap::new();
     for TopicQueueOffset { topic, queue, offset } in &offsets {
-        if !named.insert((topic, queue)) {
-            return Err(invalid(format!("queue {queue} of topic {topic:?} is named twice")));
-        }
+        last.insert((topic, queue), offset);
+    }
+    let mut committed = Vec::with_capacity(last.len());
+    for ((topic, queue), offset) in last {
         let found = state.known_topic(topic)?;
         refuse_system(topic)?;
         queues_of(&found, &[*queue])?;

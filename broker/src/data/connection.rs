@@ -57,8 +57,8 @@ pub(super) struct Connection {
     pub(super) kept: Kept,
     /// Cancelled when nothing more will be read: the peer has gone, or the broker stops.
     pub(super) ended: CancellationToken,
-    /// Cancelled with `ended`, and before it where the peer sends nothing more that is not there yet: it
-    /// does not wait for fetches to find something.
+    /// Cancelled with `ended`; before it where the peer closes its side while there are requests that may
+    /// not be read yet. Parked fetches are then waited for by nobody.
     pub(super) parted: CancellationToken,
     /// Nothing more is written, so nothing more is to be done of what has been read.
     aborted: AtomicBool,

@@ -160,8 +160,8 @@ async fn take_on(
 
 /// Takes on queues that are new in the last assignment.
 ///
-/// What is stored in a queue that is added later comes after the member has joined, so it is no latest
-/// point that such a queue begins at.
+/// All that is stored in a queue that is added later comes after the member has joined, also what is
+/// there by now: a member that begins at the latest reads it from its beginning.
 async fn begin(
     shared: &Shared,
     gained: Vec<TopicQueue>,
