@@ -197,15 +197,15 @@ fn invalid(message: impl Into<String>) -> Failure {
 /// The queues of these numbers, which must exist; all if there are none. An answer names each, so none
 /// may be asked for again and again.
 fn queues_of(topic: &Topic, numbers: &[u32]) -> Result<Vec<Arc<Queue>>, Failure> {
-    let queues = topic.queues();
     if numbers.is_empty() {
-        return Ok(queues);
+        return Ok(topic.queues());
     }
-    if numbers.len() > queues.len() {
-        let (name, asked) = (topic.name(), numbers.len());
-        let message =
-            format!("topic {name:?} has {} queues, and {asked} are asked for", queues.len());
-        return Err(invalid(message));
+    let (there, asked) = (topic.queue_table().len(), numbers.len());
+    if asked > there {
+        let name = topic.name();
+        return Err(invalid(format!(
+            "topic {name:?} has {there} queues, and {asked} are asked for"
+        )));
     }
     let queue = |&number: &u32| {
         let message = || format!("topic {:?} has no queue {number}", topic.name());
