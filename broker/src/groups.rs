@@ -141,12 +141,13 @@ impl Coordinator {
             None if !member.is_empty() => return Err(unknown_member(group, member)),
             Some(active) => {
                 for CommittedOffset { topic, queue, .. } in offsets {
-                    let known = self.shared.store.topic(topic);
-                    let topic = (&**topic, known.map(|topic| topic.created_position()));
-                    let check = active.check_commit(member, generation, topic, *queue);
+                    let now = self.shared.store.topic(topic);
+                    let created_position = now.map(|topic| topic.created_position());
+                    let topic_now = (&**topic, created_position);
+                    let check = active.check_commit(member, generation, topic_now, *queue);
                     check.map_err(|code| match code {
                         ErrorCode::UnknownMember => unknown_member(group, member),
-                        _ => (code, format!("queue {queue} of {} is not {member}'s", topic.0)),
+                        _ => (code, format!("queue {queue} of {topic} is not {member}'s")),
                     })?;
                 }
             }
