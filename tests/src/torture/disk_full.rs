@@ -217,14 +217,21 @@ impl Cycle<'_> {
 
     /// Fills the disk until retention makes room, and reads what it has left.
     fn retention(&mut self, command: BrokerCommand, report: &mut Report) -> Result<(), String> {
-        let command =
-            command.set("storage.retention_bytes=2MiB").set("storage.retention_check_interval=1s");
+        // However slow the disk is, it has to be filled faster than retention makes room.
+        let command = command
+            .set("storage.retention_bytes=2MiB")
+            .set("storage.retention_check_interval=1s")
+            .set("broker.default_durability=write");
         let mut broker = start(&command)?;
         self.leave(LEFT_BYTES)?;
         let mut client = FrameClient::connect(broker.addresses().data);
         let body = |offset: u64| noise(offset, 20_000);
         let (mut next, mut full_since, mut times_full) = (0, None, 0);
+        let began = Instant::now();
         while times_full < 2 || full_since.is_some() {
+            if began.elapsed() > PATIENCE {
+                return Err(format!("it was full {times_full} times:\n{}", broker.log()));
+            }
             let result = client.produce("t", 0, &record("t", 0, &body(next)));
             match ErrorCode::from_number(result.code) {
                 None if result.extents.first().is_some_and(|extent| extent.offset == next) => {
