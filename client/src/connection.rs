@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 
 use crate::random::random;
 use crate::{Error, ErrorKind};
+pub(crate) use outbox::Body;
 use outbox::{OutFrame, Outbox};
 use progress::Progress;
 use reader::FrameReader;
@@ -130,7 +131,7 @@ impl Connection {
         });
         let header = RequestHeader { correlation_id: 1, request: Some(hello) };
         let head = frame::head(&header, 0).map_err(|error| Error::invalid(error.to_string()))?;
-        outbox.push(OutFrame::new(1, head, Vec::new()));
+        outbox.push(OutFrame::new(1, head, Body::default()));
         outbox.drain().await.map_err(unreachable)?;
         let (header, _) = reader.next().await?;
         let hello = read_hello(header, address)?;
@@ -159,7 +160,7 @@ impl Connection {
     /// Sends a request. The caller bounds how many are unanswered.
     ///
     /// Must not be called with a lock held that the reply takes: it may be called from here.
-    pub(crate) fn submit(&self, request: Request, body: Vec<Bytes>, reply: Box<dyn Reply>) {
+    pub(crate) fn submit(&self, request: Request, body: Body, reply: Box<dyn Reply>) {
         let mut outbox = self.wire.outbox.lock();
         let mut pending = self.wire.pending.lock();
         if let Some(closed) = pending.closed.clone() {

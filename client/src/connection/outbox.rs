@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::net::TcpStream;
 
@@ -13,18 +13,56 @@ use super::{Wire, lost};
 /// Slices handed to one write, the most that the kernel takes (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 1024;
 
-/// A frame: its head and the parts of its body, which are never copied together.
+/// The parts of a frame's body, which are never copied together. Whoever submits them may keep them
+/// too, to send them again.
+pub(crate) type Body = Arc<Vec<Bytes>>;
+
+/// A frame, and how far it has been written.
 pub(super) struct OutFrame {
     id: u64,
-    parts: VecDeque<Bytes>,
-    begun: bool,
+    head: Bytes,
+    body: Body,
+    /// Parts that have been written, the head among them.
+    parts_written: usize,
+    /// Bytes written of the part that follows.
+    bytes_written: usize,
 }
 
 impl OutFrame {
-    pub(super) fn new(id: u64, head: Bytes, body: Vec<Bytes>) -> OutFrame {
-        let mut parts = VecDeque::from(body);
-        parts.push_front(head);
-        OutFrame { id, parts, begun: false }
+    pub(super) fn new(id: u64, head: Bytes, body: Body) -> OutFrame {
+        OutFrame { id, head, body, parts_written: 0, bytes_written: 0 }
+    }
+
+    fn part(&self, number: usize) -> Option<&Bytes> {
+        match number.checked_sub(1) {
+            None => Some(&self.head),
+            Some(index) => self.body.get(index),
+        }
+    }
+
+    /// What is left to write.
+    fn rest(&self) -> impl Iterator<Item = &[u8]> {
+        let mut begin = self.bytes_written;
+        let parts = (self.parts_written..).map_while(|number| self.part(number));
+        parts.map(move |part| &part[std::mem::take(&mut begin)..])
+    }
+
+    /// Counts what has been written from here on; returns how much of that was of later frames, and
+    /// `None` if this one has something left.
+    fn advance(&mut self, written: usize) -> Option<usize> {
+        self.bytes_written += written;
+        while let Some(part) = self.part(self.parts_written) {
+            if self.bytes_written < part.len() {
+                return None;
+            }
+            self.bytes_written -= part.len();
+            self.parts_written += 1;
+        }
+        Some(self.bytes_written)
+    }
+
+    fn is_begun(&self) -> bool {
+        self.parts_written > 0 || self.bytes_written > 0
     }
 }
 
@@ -50,8 +88,8 @@ impl Outbox {
             return Ok(true);
         };
         while !self.frames.is_empty() {
-            let parts = self.frames.iter().flat_map(|frame| &frame.parts).take(SLICES_MAX);
-            let slices: SmallVec<[_; 16]> = parts.map(|part| IoSlice::new(part)).collect();
+            let parts = self.frames.iter().flat_map(OutFrame::rest).take(SLICES_MAX);
+            let slices: SmallVec<[_; 16]> = parts.map(IoSlice::new).collect();
             let written = socket.try_write_vectored(&slices);
             drop(slices);
             match written {
@@ -79,7 +117,7 @@ impl Outbox {
     /// ids from there on never left.
     pub(super) fn close(&mut self) -> Option<u64> {
         self.socket = None;
-        let first_unsent = self.frames.iter().find(|frame| !frame.begun).map(|frame| frame.id);
+        let first_unsent = self.frames.iter().find(|frame| !frame.is_begun()).map(|frame| frame.id);
         self.frames.clear();
         first_unsent
     }
@@ -87,18 +125,10 @@ impl Outbox {
 
 fn advance(frames: &mut VecDeque<OutFrame>, mut written: usize) {
     while let Some(frame) = frames.front_mut() {
-        while let Some(part) = frame.parts.front_mut() {
-            if written == 0 {
-                return;
-            }
-            frame.begun = true;
-            let step = written.min(part.len());
-            part.advance(step);
-            written -= step;
-            if part.is_empty() {
-                frame.parts.pop_front();
-            }
-        }
+        let Some(of_later) = frame.advance(written) else {
+            return;
+        };
+        written = of_later;
         frames.pop_front();
     }
 }

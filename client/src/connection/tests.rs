@@ -42,7 +42,7 @@ impl Reply for Told {
 fn submit(connection: &Connection, body: Vec<Bytes>) -> oneshot::Receiver<Result<Answer, Error>> {
     let (told, answered) = oneshot::channel();
     let request = Request::Fetch(FetchRequest::default());
-    connection.submit(request, body, Box::new(Told(told)));
+    connection.submit(request, body.into(), Box::new(Told(told)));
     answered
 }
 

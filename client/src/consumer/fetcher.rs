@@ -9,7 +9,7 @@ use longwire_proto::data::{request_header::Request, response_header::Response};
 use super::Shared;
 use super::prefetch::{FETCH_WAIT_MS, FetchLimits, Next, Plan};
 use crate::backoff::Backoff;
-use crate::connection::{Answer, Connection, Reply, Session};
+use crate::connection::{Answer, Body, Connection, Reply, Session};
 use crate::{Error, ErrorKind};
 
 /// A broker that keeps a fetch so much longer than asked for, and sends nothing else meanwhile, is
@@ -86,7 +86,7 @@ fn fetch(shared: &Arc<Shared>, connection: &Connection) {
             Next::Fetch(plan) => {
                 let request = Request::Fetch(plan.request());
                 let reply = FetchReply { shared: shared.clone(), plan };
-                connection.submit(request, Vec::new(), Box::new(reply));
+                connection.submit(request, Body::default(), Box::new(reply));
             }
             Next::Wait => return,
             Next::Repack => {

@@ -41,6 +41,12 @@ impl Batch {
         Batch { topic, queue, outcome: OnceLock::new(), waiters: Mutex::default() }
     }
 
+    /// As new: for another batch of the same queue.
+    pub(super) fn reset(&mut self) {
+        self.outcome.take();
+        self.waiters.get_mut().clear();
+    }
+
     /// Decides the batch and wakes everyone who waits for it. Only the first call counts.
     pub(super) fn decide(&self, outcome: Result<Placed, Error>) {
         if self.outcome.set(outcome).is_err() {
@@ -137,13 +143,12 @@ pub(super) struct OpenBatch {
 impl OpenBatch {
     /// A batch that puts its slices into the empty `slices` and encodes into the empty `buffer`.
     pub(super) fn new(
-        topic: &Arc<str>,
-        queue: u32,
+        batch: Arc<Batch>,
         durability: Durability,
         (slices, buffer): (Slices, Vec<u8>),
     ) -> Self {
         OpenBatch {
-            batch: Arc::new(Batch::new(topic.clone(), queue)),
+            batch,
             slices,
             last: buffer,
             bytes: 0,
@@ -198,6 +203,7 @@ impl OpenBatch {
 #[derive(Debug)]
 pub(super) struct SealedBatch {
     pub(super) batch: Arc<Batch>,
+    /// Empty while a frame has them.
     pub(super) slices: Slices,
     pub(super) bytes: usize,
     pub(super) starts: Starts,

@@ -16,12 +16,14 @@ use super::batch::{Placed, SealedBatch};
 use super::lane::{Lane, Taken};
 use super::schedule::RUN_BYTES_GOOD;
 use crate::backoff::Backoff;
-use crate::connection::{Answer, Reply};
+use crate::connection::{Answer, Body, Reply};
 use crate::message::{AckLevel, Durability};
 use crate::{Error, ErrorKind};
 
 /// What a frame is filled up to; a larger batch has one to itself.
 const FRAME_BYTES_GOAL: usize = 1024 * 1024;
+/// Room made for runs before they are there: a frame of more is rare.
+const RUNS_PER_FRAME_USUAL: usize = 128;
 /// What a run takes in the header beside its topic, at most.
 const RUN_HEADER_BYTES: usize = 24;
 /// How often the log is told that batches are sent again.
@@ -30,7 +32,7 @@ const RETRY_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 /// A produce request.
 pub(super) struct Frame {
     pub(super) request: ProduceRequest,
-    pub(super) body: Vec<Bytes>,
+    pub(super) body: Body,
     pub(super) reply: Box<ProduceReply>,
     /// It has several runs, and they are so small that they had better waited.
     pub(super) has_small_runs: bool,
@@ -40,8 +42,8 @@ pub(super) struct Frame {
 pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
     let created_before = now.checked_sub(shared.config.delivery_timeout);
     let bytes_goal = FRAME_BYTES_GOAL.min(shared.origin.lock().record_bytes_max);
-    let lanes = shared.schedule.ready_lanes().min(RUNS_PER_PRODUCE_MAX);
-    let mut batches: Vec<(Arc<Lane>, SealedBatch)> = Vec::with_capacity(lanes);
+    let lanes = shared.schedule.ready_lanes().min(RUNS_PER_FRAME_USUAL);
+    let mut batches: Vec<Sent> = Vec::with_capacity(lanes);
     let (mut bytes, mut header_bytes) = (0, RUN_HEADER_BYTES);
     let mut durability = None;
     while batches.len() < RUNS_PER_PRODUCE_MAX
@@ -64,7 +66,7 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
                 durability = Some(batch.durability);
                 bytes += batch.bytes;
                 header_bytes += run_header_bytes;
-                batches.push((lane, batch));
+                batches.push(Sent { lane, slices: batch.slices.len(), batch });
             }
             Taken::Unfit => {
                 shared.schedule.push_ready_front(lane);
@@ -75,7 +77,7 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
     }
     let durability = durability?;
     let mut last = "";
-    let runs = batches.iter().map(|(lane, batch)| ProduceRun {
+    let runs = batches.iter().map(|Sent { lane, batch, .. }| ProduceRun {
         // Neighbours of one topic name it once.
         topic: match &*lane.head.name {
             topic if topic == last => String::new(),
@@ -88,40 +90,60 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
         bytes: batch.bytes as u32,
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
-    let slices: usize = batches.iter().map(|(_, batch)| batch.slices.len()).sum();
-    // The frame's head will go before them.
-    let mut body = Vec::with_capacity(slices + 1);
-    body.extend(batches.iter().flat_map(|(_, batch)| &batch.slices).cloned());
+    let mut body = Vec::with_capacity(batches.iter().map(|sent| sent.slices).sum());
+    let mut lists = Vec::with_capacity(batches.len());
+    for Sent { batch, .. } in &mut batches {
+        let mut list = std::mem::take(&mut batch.slices);
+        body.extend(list.drain(..));
+        lists.push(list);
+    }
+    shared.spares.put_lists(lists);
+    let body = Body::new(body);
     // What has waited longest is about twice as large as what waits on average.
     let has_small_runs = batches.len() > 1 && bytes < batches.len() * 2 * RUN_BYTES_GOOD;
-    let reserved = batches.iter().map(|(_, batch)| batch.reserved).sum();
+    let reserved = batches.iter().map(|sent| sent.batch.reserved).sum();
     shared.bytes_in_flight.fetch_add(reserved, Relaxed);
-    let reply = Box::new(ProduceReply { shared: shared.clone(), batches, reserved });
+    let reply = ProduceReply { shared: shared.clone(), batches, body: body.clone(), reserved };
+    let reply = Box::new(reply);
     Some(Frame { request, body, reply, has_small_runs })
+}
+
+/// A batch of a frame.
+struct Sent {
+    lane: Arc<Lane>,
+    /// Without its slices: the frame's body has them.
+    batch: SealedBatch,
+    /// How many they are.
+    slices: usize,
 }
 
 /// Decides the batches of a frame, or has them sent again.
 pub(super) struct ProduceReply {
     shared: Arc<Shared>,
-    batches: Vec<(Arc<Lane>, SealedBatch)>,
+    batches: Vec<Sent>,
+    /// The slices of all batches.
+    body: Body,
     /// Bytes of the producer's buffer taken for them.
     reserved: usize,
 }
 
 impl Reply for ProduceReply {
     fn complete(self: Box<Self>, answer: Result<Answer, Error>) {
-        let ProduceReply { shared, batches, reserved } = *self;
+        let ProduceReply { shared, batches, body, reserved } = *self;
         shared.frames_in_flight.fetch_sub(1, Relaxed);
         shared.bytes_in_flight.fetch_sub(reserved, Relaxed);
+        // Mostly nobody else has it any more.
+        let mut body = Arc::unwrap_or_clone(body).into_iter();
         match answer.and_then(|answer| results(answer, batches.len())) {
             Ok(results) => {
-                for ((lane, batch), result) in batches.into_iter().zip(results) {
-                    settle(&shared, &lane, batch, result);
+                for (Sent { lane, batch, slices }, result) in batches.into_iter().zip(results) {
+                    settle(&shared, &lane, batch, body.by_ref().take(slices), result);
                 }
             }
             Err(error) => {
-                for (lane, batch) in batches {
-                    again_or_fail(&shared, &lane, batch, error.clone());
+                for Sent { lane, batch, slices } in batches {
+                    let slices = body.by_ref().take(slices);
+                    again_or_fail(&shared, &lane, batch, slices, error.clone());
                 }
             }
         }
@@ -139,13 +161,19 @@ fn results(answer: Answer, runs: usize) -> Result<Vec<ProduceResult>, Error> {
     }
 }
 
-fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: ProduceResult) {
+fn settle(
+    shared: &Shared,
+    lane: &Arc<Lane>,
+    mut batch: SealedBatch,
+    slices: impl Iterator<Item = Bytes>,
+    result: ProduceResult,
+) {
     if result.code != 0 {
         let error = Error::refused(result.code, result.message);
         if let Some(ErrorCode::UnknownTopic | ErrorCode::UnknownQueue) = error.code() {
             shared.topics.mark_stale(&lane.head.name);
         }
-        return again_or_fail(shared, lane, batch, error);
+        return again_or_fail(shared, lane, batch, slices, error);
     }
     let records: usize = result.extents.iter().map(|extent| extent.records as usize).sum();
     match AckLevel::from_wire(result.level()) {
@@ -153,13 +181,15 @@ fn settle(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, result: Pro
             let starts = std::mem::take(&mut batch.starts);
             let placed = Placed { level, extents: result.extents, starts };
             shared.decide(&batch, Ok(placed));
-            shared.spares.put(batch.slices);
+            shared.spares.put(slices);
+            // So that the lane can use again what nobody else looks at.
+            drop(batch);
             shared.schedule.apply(lane, lane.finish(&shared.pace()));
         }
         _ => {
             let message = "the broker acknowledged a batch without saying where all of it is";
             let error = Error::new(ErrorKind::Protocol, message).with_unknown_outcome();
-            again_or_fail(shared, lane, batch, error);
+            again_or_fail(shared, lane, batch, slices, error);
         }
     }
 }
@@ -178,7 +208,13 @@ fn tell_of_retry(shared: &Shared, lane: &Lane, error: &Error) {
 }
 
 /// Has a batch sent again if its error allows it and its time is not over; else fails it.
-fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, error: Error) {
+fn again_or_fail(
+    shared: &Shared,
+    lane: &Arc<Lane>,
+    mut batch: SealedBatch,
+    slices: impl Iterator<Item = Bytes>,
+    error: Error,
+) {
     batch.maybe_stored |= error.outcome_unknown();
     let wanted = if error.outcome_unknown() {
         shared.config.retry_unknown && error.kind() != ErrorKind::Protocol
@@ -188,6 +224,7 @@ fn again_or_fail(shared: &Shared, lane: &Arc<Lane>, mut batch: SealedBatch, erro
     let at = Instant::now() + Backoff::after(batch.attempts);
     if wanted && at < batch.created + shared.config.delivery_timeout {
         tell_of_retry(shared, lane, &error);
+        batch.slices = slices.collect();
         batch.attempts += 1;
         batch.last_failure = Some(error);
         shared.schedule.apply(lane, lane.again(batch, at));

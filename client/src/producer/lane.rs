@@ -63,8 +63,10 @@ struct State {
     /// To be sent before it. Only where there is an open one.
     complete: VecDeque<OpenBatch>,
     /// To be sent before those waiting.
-    again: Option<SealedBatch>,
+    again: Option<Box<SealedBatch>>,
     in_flight: Option<Arc<Batch>>,
+    /// For the next batch: what an earlier one has left.
+    spare: Option<Arc<Batch>>,
     listed: Listed,
     /// Bytes the schedule counts as ready for this lane.
     counted: usize,
@@ -149,8 +151,9 @@ impl Lane {
                     Record::Draft(_) => (spares.take(room), Slices::new()),
                     Record::Encoded(_) => (Vec::new(), spares.take_list(state.last_slices)),
                 };
-                let parts = (slices, buffer);
-                let mut next = OpenBatch::new(&self.head.name, self.queue, durability, parts);
+                let new = || Arc::new(Batch::new(self.head.name.clone(), self.queue));
+                let batch = state.spare.take().unwrap_or_else(new);
+                let mut next = OpenBatch::new(batch, durability, (slices, buffer));
                 let index = next.push(record, reserved)?;
                 state.complete.extend(full.take());
                 (full.insert(next), index)
@@ -185,8 +188,8 @@ impl Lane {
             _ => state.listed = Listed::Nowhere,
         }
         let counted = std::mem::take(&mut state.counted);
-        let batch = state.again.take().or_else(|| state.pop_first().map(OpenBatch::seal));
-        let Some(batch) = batch else {
+        let again = state.again.take().map(|again| *again);
+        let Some(batch) = again.or_else(|| state.pop_first().map(OpenBatch::seal)) else {
             return Taken::Nothing;
         };
         state.urgent &= state.open.is_some();
@@ -200,7 +203,13 @@ impl Lane {
     /// The batch in flight is decided, or the batches that expired are.
     pub(super) fn finish(&self, pace: &Pace) -> Change {
         let mut state = self.state.lock();
-        state.in_flight = None;
+        if let Some(mut decided) = state.in_flight.take()
+            // Nobody will ask what became of it.
+            && let Some(batch) = Arc::get_mut(&mut decided)
+        {
+            batch.reset();
+            state.spare = Some(decided);
+        }
         match state.listed {
             Listed::Ready => Change::Nothing,
             _ => state.list(pace),
@@ -211,7 +220,7 @@ impl Lane {
     pub(super) fn again(&self, batch: SealedBatch, at: Instant) -> Change {
         let mut state = self.state.lock();
         state.in_flight = None;
-        state.again = Some(batch);
+        state.again = Some(Box::new(batch));
         state.listed = Listed::Timed(at);
         Change::At(at)
     }
@@ -256,7 +265,7 @@ impl Lane {
         let mut state = self.state.lock();
         let mut expired = Vec::new();
         if let Some(again) = state.again.take_if(|again| again.created < created_before) {
-            expired.push(again);
+            expired.push(*again);
         }
         while state.again.is_none()
             && state.first().is_some_and(|first| first.created < created_before)

@@ -50,15 +50,20 @@ impl Spares {
         list
     }
 
-    /// Keeps a list of slices, and of those the buffers that nobody else needs any more.
-    pub(super) fn put(&self, mut slices: Slices) {
-        slices.drain(..).for_each(|slice| self.put_buffer(slice));
-        if slices.spilled() && slices.capacity() <= SLICES_MAX {
-            let mut kept = self.0.lock();
-            if kept.lists.len() < SPARE_LISTS_MAX {
-                kept.lists.push(slices);
+    /// Keeps lists of slices, which are empty.
+    pub(super) fn put_lists(&self, lists: impl IntoIterator<Item = Slices>) {
+        let mut kept = self.0.lock();
+        for list in lists {
+            let kept = &mut kept.lists;
+            if list.spilled() && list.capacity() <= SLICES_MAX && kept.len() < SPARE_LISTS_MAX {
+                kept.push(list);
             }
         }
+    }
+
+    /// Keeps the buffers of slices that nobody else needs any more.
+    pub(super) fn put(&self, slices: impl Iterator<Item = Bytes>) {
+        slices.for_each(|slice| self.put_buffer(slice));
     }
 
     fn put_buffer(&self, bytes: Bytes) {
@@ -101,7 +106,8 @@ mod tests {
         let mut list = spares.take_list(5);
         list.extend(std::iter::repeat_n(Bytes::from_static(b"a record"), 5));
         let at = list.as_ptr();
-        spares.put(list);
+        list.clear();
+        spares.put_lists([list]);
         let again = spares.take_list(8);
         assert_eq!((again.as_ptr(), again.len(), again.capacity()), (at, 0, 8));
         assert!(!spares.take_list(1).spilled(), "one slice needs none");
@@ -116,10 +122,8 @@ mod tests {
             spares.put_buffer(Bytes::from(vec![0; 2000]));
         }
         assert!(spares.0.lock().bytes < SPARE_BYTES_MAX + BUFFER_BYTES_MAX);
-        for _ in 0..=SPARE_LISTS_MAX {
-            spares.put(Slices::from_elem(Bytes::new(), 2));
-        }
-        spares.put(Slices::from_elem(Bytes::new(), SLICES_MAX + 1));
+        spares.put_lists((0..=SPARE_LISTS_MAX).map(|_| Slices::with_capacity(2)));
+        spares.put_lists([Slices::with_capacity(SLICES_MAX + 1)]);
         let lists = &spares.0.lock().lists;
         assert_eq!(lists.len(), SPARE_LISTS_MAX);
         assert!(lists.iter().all(|list| list.is_empty() && list.capacity() <= SLICES_MAX));
