@@ -35,7 +35,7 @@ use crate::connection::{Connection, Session};
 use crate::message::{Message, Receipt};
 use crate::{Error, ErrorKind};
 use arena::Arena;
-use batch::{Placed, Record, SealedBatch};
+use batch::{Batch, Placed, Record, SealedBatch};
 use builder::Config;
 use lane::{Change, Lane, Pace};
 use schedule::Schedule;
@@ -326,9 +326,9 @@ impl Shared {
             true => arena.encode(&draft, room.record_bytes).map(Record::Encoded),
             false => Ok(Record::Draft(&draft)),
         };
-        let size = (room.record_bytes, room.reserved);
+        let (size, pace) = ((room.record_bytes, room.reserved), self.pace_for(&origin));
         let appended = record
-            .and_then(|record| lane.append(record, durability, size, &self.pace(), &self.spares))
+            .and_then(|record| lane.append(record, durability, size, &pace, &self.spares))
             .map_err(|error| Error::invalid(format!("a message to {}: {error}", message.topic)))?;
         room.reserved = 0;
         self.schedule.apply(lane, appended.change);
@@ -341,8 +341,11 @@ impl Shared {
     }
 
     fn pace(&self) -> Pace {
-        let record_bytes_max = self.origin.lock().record_bytes_max;
-        let batch_bytes_max = self.config.batch_bytes_max.min(record_bytes_max);
+        self.pace_for(&self.origin.lock())
+    }
+
+    fn pace_for(&self, origin: &Origin) -> Pace {
+        let batch_bytes_max = self.config.batch_bytes_max.min(origin.record_bytes_max);
         Pace { linger: self.config.linger, batch_bytes_max }
     }
 
@@ -360,7 +363,7 @@ impl Shared {
     }
 
     /// Nothing waits any longer than it must. Returns the last undecided batch of every lane.
-    fn hurry(&self) -> Vec<Arc<batch::Batch>> {
+    fn hurry(&self) -> Vec<Batch> {
         self.hurried.store(true, Ordering::Relaxed);
         let lanes = self.topics.lanes();
         let hurried = lanes.iter().filter_map(|lane| {

@@ -19,11 +19,21 @@ pub(super) type Starts = SmallVec<[u32; 16]>;
 /// The bytes of a batch in their order: mostly one slice, or one for each record.
 pub(super) type Slices = SmallVec<[Bytes; 1]>;
 
-/// What all deliveries of a batch share: its fate, once that is known.
-#[derive(Debug)]
+/// How many batches share an allocation.
+const BATCHES_TOGETHER: usize = 16;
+
+/// What all deliveries of a batch share: its fate, once that is known. Cheap to clone.
+///
+/// Batches begun one after another are held together. Where thousands of queues take turns, a processor
+/// has the count of holders at hand for most messages, and for nearly none if each batch had its own.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Batch {
-    topic: Arc<str>,
-    queue: u32,
+    together: Arc<[Fate; BATCHES_TOGETHER]>,
+    number: usize,
+}
+
+#[derive(Debug, Default)]
+struct Fate {
     outcome: OnceLock<Result<Placed, Error>>,
     waiters: Mutex<Vec<Waker>>,
 }
@@ -31,28 +41,39 @@ pub(super) struct Batch {
 /// Where the records of an acknowledged batch are.
 #[derive(Debug)]
 pub(super) struct Placed {
+    pub(super) topic: Arc<str>,
+    pub(super) queue: u32,
     pub(super) level: AckLevel,
     pub(super) extents: Vec<Extent>,
     pub(super) starts: Starts,
 }
 
 impl Batch {
-    pub(super) fn new(topic: Arc<str>, queue: u32) -> Batch {
-        Batch { topic, queue, outcome: OnceLock::new(), waiters: Mutex::default() }
+    /// The batch that is begun after this one, unless another was meanwhile.
+    pub(super) fn next(&self) -> Batch {
+        match self.number + 1 {
+            BATCHES_TOGETHER => Batch::default(),
+            number => Batch { together: self.together.clone(), number },
+        }
     }
 
-    /// As new: for another batch of the same queue.
-    pub(super) fn reset(&mut self) {
-        self.outcome.take();
-        self.waiters.get_mut().clear();
+    fn fate(&self) -> &Fate {
+        &self.together[self.number]
+    }
+
+    /// Whether both are the same batch.
+    #[cfg(test)]
+    pub(super) fn is(&self, other: &Batch) -> bool {
+        std::ptr::eq(self.fate(), other.fate())
     }
 
     /// Decides the batch and wakes everyone who waits for it. Only the first call counts.
     pub(super) fn decide(&self, outcome: Result<Placed, Error>) {
-        if self.outcome.set(outcome).is_err() {
+        let fate = self.fate();
+        if fate.outcome.set(outcome).is_err() {
             return;
         }
-        let waiters = std::mem::take(&mut *self.waiters.lock());
+        let waiters = std::mem::take(&mut *fate.waiters.lock());
         for waiter in waiters {
             waiter.wake();
         }
@@ -60,12 +81,13 @@ impl Batch {
 
     /// Ready once the batch is decided. `slot` remembers where the waker was left.
     pub(super) fn poll_decided(&self, waker: &Waker, slot: &mut Option<usize>) -> Poll<()> {
-        if self.outcome.get().is_some() {
+        let fate = self.fate();
+        if fate.outcome.get().is_some() {
             return Poll::Ready(());
         }
-        let mut waiters = self.waiters.lock();
+        let mut waiters = fate.waiters.lock();
         // Checked again under the lock: `decide` takes the waiters after it has set the outcome.
-        if self.outcome.get().is_some() {
+        if fate.outcome.get().is_some() {
             return Poll::Ready(());
         }
         match slot.and_then(|slot| waiters.get_mut(slot)) {
@@ -86,18 +108,20 @@ impl Batch {
 
     /// What became of record number `index`; `None` while that is open.
     pub(super) fn receipt(&self, index: u32) -> Option<Result<Receipt, Error>> {
-        Some(match self.outcome.get()? {
-            Ok(placed) => self.locate(placed, index),
+        Some(match self.fate().outcome.get()? {
+            Ok(placed) => placed.receipt(index),
             Err(error) => Err(error.clone()),
         })
     }
+}
 
-    fn locate(&self, placed: &Placed, index: u32) -> Result<Receipt, Error> {
+impl Placed {
+    fn receipt(&self, index: u32) -> Result<Receipt, Error> {
         let mut first = 0;
-        for extent in &placed.extents {
+        for extent in &self.extents {
             let within = index - first;
             if within < extent.records {
-                let start = |index: u32| placed.starts.get(index as usize).copied().map(u64::from);
+                let start = |index: u32| self.starts.get(index as usize).copied().map(u64::from);
                 let (Some(here), Some(base)) = (start(index), start(first)) else {
                     break;
                 };
@@ -106,7 +130,7 @@ impl Batch {
                     queue: self.queue,
                     offset: extent.offset + u64::from(within),
                     position: extent.position + (here - base),
-                    level: placed.level,
+                    level: self.level,
                 });
             }
             first += extent.records;
@@ -128,7 +152,7 @@ pub(super) enum Record<'a> {
 /// A batch that still takes records.
 #[derive(Debug)]
 pub(super) struct OpenBatch {
-    pub(super) batch: Arc<Batch>,
+    pub(super) batch: Batch,
     slices: Slices,
     /// The last slice, where records are encoded.
     last: Vec<u8>,
@@ -143,7 +167,7 @@ pub(super) struct OpenBatch {
 impl OpenBatch {
     /// A batch that puts its slices into the empty `slices` and encodes into the empty `buffer`.
     pub(super) fn new(
-        batch: Arc<Batch>,
+        batch: Batch,
         durability: Durability,
         (slices, buffer): (Slices, Vec<u8>),
     ) -> Self {
@@ -202,7 +226,7 @@ impl OpenBatch {
 /// A batch that is being sent, or is to be sent again.
 #[derive(Debug)]
 pub(super) struct SealedBatch {
-    pub(super) batch: Arc<Batch>,
+    pub(super) batch: Batch,
     /// Empty while a frame has them.
     pub(super) slices: Slices,
     pub(super) bytes: usize,
@@ -232,12 +256,13 @@ mod tests {
             .iter()
             .map(|&(records, offset, position)| Extent { records, offset, position })
             .collect();
-        Placed { level: AckLevel::Written, extents, starts: starts.collect() }
+        let (topic, starts) = ("t".into(), starts.collect());
+        Placed { topic, queue: 3, level: AckLevel::Written, extents, starts }
     }
 
     #[test]
     fn a_receipt_gives_offset_and_position_even_where_the_log_rolled_inside_the_batch() {
-        let batch = Batch::new("t".into(), 3);
+        let batch = Batch::default();
         assert!(batch.receipt(0).is_none());
         batch.decide(Ok(placed(&[(2, 10, 1000), (1, 12, 5000)], &[100, 150, 90])));
         let at = |index| batch.receipt(index).unwrap().map(|r| (r.offset, r.position)).unwrap();
@@ -245,9 +270,26 @@ mod tests {
         assert!(batch.receipt(3).unwrap().unwrap_err().outcome_unknown());
     }
 
+    #[test]
+    fn batches_that_are_held_together_have_fates_of_their_own() {
+        let batches: Vec<_> =
+            std::iter::successors(Some(Batch::default()), |last| Some(last.next()))
+                .take(2 * BATCHES_TOGETHER + 1)
+                .collect();
+        for (number, batch) in batches.iter().enumerate() {
+            let undecided = batches.iter().filter(|batch| batch.receipt(0).is_none()).count();
+            assert_eq!(undecided, batches.len() - number);
+            batch.decide(Ok(placed(&[(1, number as u64, 0)], &[100])));
+        }
+        for (number, batch) in batches.iter().enumerate() {
+            assert_eq!(batch.receipt(0).unwrap().unwrap().offset, number as u64);
+            assert_eq!(batches.iter().filter(|other| batch.is(other)).count(), 1);
+        }
+    }
+
     #[tokio::test]
     async fn everyone_who_waits_is_woken_once_it_is_decided() {
-        let batch = Arc::new(Batch::new("t".into(), 0));
+        let batch = Batch::default();
         let waiting: Vec<_> = (0..10)
             .map(|_| {
                 let batch = batch.clone();

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::batch::Batch;
@@ -15,13 +14,13 @@ use crate::{Error, ErrorKind};
 /// [`Producer::flush`](super::Producer::flush).
 #[derive(Debug)]
 pub struct Delivery {
-    batch: Arc<Batch>,
+    batch: Batch,
     index: u32,
     slot: Option<usize>,
 }
 
 impl Delivery {
-    pub(super) fn new(batch: Arc<Batch>, index: u32) -> Delivery {
+    pub(super) fn new(batch: Batch, index: u32) -> Delivery {
         Delivery { batch, index, slot: None }
     }
 

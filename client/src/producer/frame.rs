@@ -179,11 +179,10 @@ fn settle(
     match AckLevel::from_wire(result.level()) {
         Some(level) if records == batch.starts.len() => {
             let starts = std::mem::take(&mut batch.starts);
-            let placed = Placed { level, extents: result.extents, starts };
+            let (topic, queue) = (lane.head.name.clone(), lane.queue);
+            let placed = Placed { topic, queue, level, extents: result.extents, starts };
             shared.decide(&batch, Ok(placed));
             shared.spares.put(slices);
-            // So that the lane can use again what nobody else looks at.
-            drop(batch);
             shared.schedule.apply(lane, lane.finish(&shared.pace()));
         }
         _ => {

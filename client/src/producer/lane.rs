@@ -64,9 +64,7 @@ struct State {
     complete: VecDeque<OpenBatch>,
     /// To be sent before those waiting.
     again: Option<Box<SealedBatch>>,
-    in_flight: Option<Arc<Batch>>,
-    /// For the next batch: what an earlier one has left.
-    spare: Option<Arc<Batch>>,
+    in_flight: Option<Batch>,
     listed: Listed,
     /// Bytes the schedule counts as ready for this lane.
     counted: usize,
@@ -112,7 +110,7 @@ pub(super) enum Taken {
 /// An appended record.
 #[derive(Debug)]
 pub(super) struct Appended {
-    pub(super) batch: Arc<Batch>,
+    pub(super) batch: Batch,
     pub(super) index: u32,
     pub(super) change: Change,
 }
@@ -151,9 +149,7 @@ impl Lane {
                     Record::Draft(_) => (spares.take(room), Slices::new()),
                     Record::Encoded(_) => (Vec::new(), spares.take_list(state.last_slices)),
                 };
-                let new = || Arc::new(Batch::new(self.head.name.clone(), self.queue));
-                let batch = state.spare.take().unwrap_or_else(new);
-                let mut next = OpenBatch::new(batch, durability, (slices, buffer));
+                let mut next = OpenBatch::new(spares.take_batch(), durability, (slices, buffer));
                 let index = next.push(record, reserved)?;
                 state.complete.extend(full.take());
                 (full.insert(next), index)
@@ -203,13 +199,7 @@ impl Lane {
     /// The batch in flight is decided, or the batches that expired are.
     pub(super) fn finish(&self, pace: &Pace) -> Change {
         let mut state = self.state.lock();
-        if let Some(mut decided) = state.in_flight.take()
-            // Nobody will ask what became of it.
-            && let Some(batch) = Arc::get_mut(&mut decided)
-        {
-            batch.reset();
-            state.spare = Some(decided);
-        }
+        state.in_flight = None;
         match state.listed {
             Listed::Ready => Change::Nothing,
             _ => state.list(pace),
@@ -236,7 +226,7 @@ impl Lane {
     }
 
     /// Nothing lingers any longer. Returns the last batch that is not decided.
-    pub(super) fn hurry(&self) -> (Option<Arc<Batch>>, Change) {
+    pub(super) fn hurry(&self) -> (Option<Batch>, Change) {
         let mut state = self.state.lock();
         let last = match (&state.open, &state.again) {
             (Some(open), _) => Some(open.batch.clone()),
@@ -373,7 +363,7 @@ mod tests {
             .chain([Durability::Flush; 4])
             .map(|durability| append(&lane, &[0; 50], durability, &pace).batch)
             .collect();
-        let same = |a: usize, b: usize| Arc::ptr_eq(&batches[a], &batches[b]);
+        let same = |a: usize, b: usize| batches[a].is(&batches[b]);
         assert!(same(0, 1) && !same(1, 2) && same(2, 3));
         assert!(!same(2, 6), "400 bytes do not hold five records");
     }
@@ -389,7 +379,7 @@ mod tests {
         assert_eq!(lane.again(sent, now), Change::At(now));
         assert_eq!(append(&lane, b"third", Durability::Topic, &pace).change, Change::Nothing);
         assert!(matches!(lane.due(now), Change::Ready(_)));
-        assert!(Arc::ptr_eq(&take(&lane).unwrap().batch, &batch));
+        assert!(take(&lane).unwrap().batch.is(&batch));
         assert!(matches!(lane.take(|_, _| true), Taken::Batch(next, _) if next.starts.len() == 2));
     }
 
@@ -431,7 +421,7 @@ mod tests {
         let batch = append(&lane, b"a", Durability::Topic, &pace).batch;
         let (expired, _) = lane.expire(Instant::now() + Duration::from_millis(1));
         assert_eq!(expired.len(), 1);
-        assert!(lane.hurry().0.is_some_and(|last| Arc::ptr_eq(&last, &batch)));
+        assert!(lane.hurry().0.is_some_and(|last| last.is(&batch)));
         assert_eq!(append(&lane, b"b", Durability::Topic, &pace).change, Change::Nothing);
         assert!(matches!(lane.finish(&pace), Change::Ready(_)), "with what came meanwhile");
         assert_eq!(take(&lane).unwrap().starts.len(), 1);

@@ -1,9 +1,9 @@
-//! What batches that are decided had allocated, kept for the next ones.
+//! What batches have allocated: kept for the next ones, or shared with them.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::batch::Slices;
+use super::batch::{Batch, Slices};
 
 /// Larger buffers are left to the allocator, which is good at them.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
@@ -23,6 +23,8 @@ struct Kept {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
     lists: Vec<Slices>,
+    /// The one begun last.
+    batch: Batch,
 }
 
 impl Spares {
@@ -38,6 +40,13 @@ impl Spares {
         }
         buffer.reserve(room);
         buffer
+    }
+
+    /// A batch to begin.
+    pub(super) fn take_batch(&self) -> Batch {
+        let mut kept = self.0.lock();
+        kept.batch = kept.batch.next();
+        kept.batch.clone()
     }
 
     /// An empty list with room for so many slices.
