@@ -44,6 +44,10 @@ const DURATION: Duration = Duration::from_secs(10);
 
 /// Longer times are slips of the pen, and would reach beyond what a clock can tell.
 const TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Messages on their way: for each queue, and at least and at most in all.
+const IN_FLIGHT_PER_QUEUE: u32 = 16;
+const IN_FLIGHT_MIN: u32 = 4096;
+const IN_FLIGHT_MAX: i64 = 1_000_000;
 
 /// A duration of a run: `500ms`, `30s`, up to 30 days.
 fn time(text: &str) -> Result<Duration, String> {
@@ -95,10 +99,11 @@ struct LoadArgs {
     /// Messages a second of all clients together, e.g. 500, 20k or 1.5M. Default: as fast as it goes.
     #[arg(short, long, value_name = "N")]
     rate: Option<Rate>,
-    /// Most messages each client has on their way where there is no --rate.
-    #[arg(long, value_name = "N", default_value_t = 4096, conflicts_with = "rate",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    in_flight: u32,
+    /// Most messages each client has on their way where there is no --rate. Default: 16 for each
+    /// queue, but at least 4096.
+    #[arg(long, value_name = "N", conflicts_with = "rate",
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
+    in_flight: Option<u32>,
     /// Number of clients; each has a connection of its own.
     #[arg(short, long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -164,6 +169,13 @@ impl LengthArgs {
 }
 
 impl LoadArgs {
+    /// Most messages each client has on their way to a topic with so many queues: with less than a few
+    /// for each, it is the waiting for answers that is measured.
+    fn in_flight(&self, queues: u32) -> u32 {
+        let usual = queues.saturating_mul(IN_FLIGHT_PER_QUEUE).max(IN_FLIGHT_MIN);
+        self.in_flight.unwrap_or(usual.min(IN_FLIGHT_MAX as u32))
+    }
+
     /// What a latency means that ends there.
     fn latency_of(&self, end: &str) -> String {
         match self.rate {

@@ -96,7 +96,8 @@ impl Ready {
         for (number, producer) in (0..clients).zip(producers) {
             let recorder = Arc::new(Recorder::new(load.plan.measured_from()));
             load.recorders.push(Arc::clone(&recorder));
-            let window = (!load.plan.is_open()).then(|| Semaphore::new(args.in_flight as usize));
+            let in_flight = args.in_flight(target.queues) as usize;
+            let window = (!load.plan.is_open()).then(|| Semaphore::new(in_flight));
             let shared = Arc::new(Shared {
                 client: number,
                 recorder,

@@ -138,7 +138,7 @@ impl Report {
             durability: target.acknowledged_at(),
             level: None,
             clients,
-            load: load.map(LoadFacts::new),
+            load: load.map(|load| LoadFacts::new(load, target.queues)),
             warmup_seconds: 0.0,
             seconds: 0.0,
             interrupted: false,
@@ -248,7 +248,7 @@ impl Report {
 }
 
 impl LoadFacts {
-    fn new(load: &LoadArgs) -> LoadFacts {
+    fn new(load: &LoadArgs, queues: u32) -> LoadFacts {
         let open = load.rate.is_some();
         LoadFacts {
             size: load.size.to_string(),
@@ -258,7 +258,7 @@ impl LoadFacts {
             linger_seconds: load.linger.as_secs_f64(),
             kind: if open { "open" } else { "closed" },
             rate: load.rate.map(Rate::per_second),
-            in_flight: (!open).then_some(load.in_flight),
+            in_flight: (!open).then(|| load.in_flight(queues)),
         }
     }
 

@@ -75,6 +75,19 @@ fn produce_counts_what_was_stored_and_removes_its_topic() {
 }
 
 #[test]
+fn many_queues_have_more_messages_in_flight_unless_told_otherwise() {
+    let broker = TestBroker::start();
+    let in_flight = |more: &[&str]| {
+        let once = ["bench", "produce", "-n", "1", "--warmup", "0s"];
+        let report = broker.json(&[&once[..], more].concat());
+        number(&report, "/load/in_flight")
+    };
+    assert_eq!(in_flight(&[]), 4096.0);
+    assert_eq!(in_flight(&["--queues", "300"]), 4800.0);
+    assert_eq!(in_flight(&["--queues", "300", "--in-flight", "7"]), 7.0);
+}
+
+#[test]
 fn open_loop_sends_what_its_rate_says_whatever_the_broker_does() {
     let broker = TestBroker::start();
     let report = broker.json(&[
