@@ -49,7 +49,7 @@ pub(super) struct Placed {
 }
 
 impl Batch {
-    /// The batch that is begun after this one, unless another was meanwhile.
+    /// The batch that is begun after this one. To be asked for once: a second would be the same batch.
     pub(super) fn next(&self) -> Batch {
         match self.number + 1 {
             BATCHES_TOGETHER => Batch::default(),

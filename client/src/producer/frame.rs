@@ -1,5 +1,6 @@
 //! Batches of many queues in one produce request, and what its answer means for each.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -132,17 +133,17 @@ impl Reply for ProduceReply {
         let ProduceReply { shared, batches, body, reserved } = *self;
         shared.frames_in_flight.fetch_sub(1, Relaxed);
         shared.bytes_in_flight.fetch_sub(reserved, Relaxed);
-        // Mostly nobody else has it any more.
-        let mut body = Arc::unwrap_or_clone(body).into_iter();
+        // Mostly nobody else has it any more. Whatever becomes of a batch, its slices leave the front.
+        let mut body = VecDeque::from(Arc::unwrap_or_clone(body));
         match answer.and_then(|answer| results(answer, batches.len())) {
             Ok(results) => {
                 for (Sent { lane, batch, slices }, result) in batches.into_iter().zip(results) {
-                    settle(&shared, &lane, batch, body.by_ref().take(slices), result);
+                    settle(&shared, &lane, batch, body.drain(..slices), result);
                 }
             }
             Err(error) => {
                 for Sent { lane, batch, slices } in batches {
-                    let slices = body.by_ref().take(slices);
+                    let slices = body.drain(..slices);
                     again_or_fail(&shared, &lane, batch, slices, error.clone());
                 }
             }

@@ -25,6 +25,8 @@ pub enum Act {
     Serve,
     /// Refuse every run.
     Refuse(ErrorCode),
+    /// Refuse the runs of those queues for which this gives a reason.
+    RefuseSome(fn(queue: u32) -> Option<ErrorCode>),
     /// Never answer.
     Hang,
     /// Close the connection without doing anything.

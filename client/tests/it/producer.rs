@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -47,6 +48,38 @@ async fn order_within_a_queue_survives_refusals_for_the_moment() {
     for queue in 0..4 {
         let expected: Vec<String> = (0..125).map(|n| (n * 4 + queue).to_string()).collect();
         assert_eq!(mock.bodies("t", queue), expected);
+    }
+}
+
+#[tokio::test]
+async fn of_a_frame_each_queue_is_settled_by_itself() {
+    let mock = Mock::start(&[("t", 4)]).await;
+    let mut acts = [Act::RefuseSome(|queue| match queue {
+        0 => Some(ErrorCode::InvalidRecord),
+        2 => None,
+        _ => Some(ErrorCode::StorageFull),
+    })]
+    .into_iter();
+    let (queues, sent) = mpsc::channel();
+    mock.on_produce(move |request| {
+        queues.send(request.runs.iter().map(|run| run.queue).collect::<Vec<_>>()).unwrap();
+        acts.next().unwrap_or(Act::Serve)
+    });
+    let timeout = Duration::from_secs(5);
+    let producer = mock.client().await.producer().delivery_timeout(timeout).build().await.unwrap();
+    let mut deliveries = Vec::new();
+    for queue in 0..4 {
+        let message = Message::new("t", format!("for {queue}")).queue(queue);
+        deliveries.push(producer.enqueue(message).await.unwrap());
+    }
+    for (queue, delivery) in deliveries.into_iter().enumerate() {
+        let outcome = delivery.await;
+        assert_eq!(outcome.is_ok(), queue != 0, "{outcome:?}");
+    }
+    assert_eq!(sent.recv().unwrap(), [0, 1, 2, 3], "one frame has them all");
+    assert_eq!(mock.bodies("t", 0), [""; 0]);
+    for queue in 1..4 {
+        assert_eq!(mock.bodies("t", queue), [format!("for {queue}")]);
     }
 }
 

@@ -73,17 +73,21 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
             }
             Request::Produce(request) => {
                 let act = state.on_produce.lock().as_mut().map_or(Act::Serve, |on| on(&request));
-                let refuse = match act {
+                let refusal = |queue| match act {
+                    Act::Refuse(code) => Some(code),
+                    Act::RefuseSome(reason) => reason(queue),
+                    _ => None,
+                };
+                match act {
                     Act::Drop => break,
                     Act::Hang => continue,
                     Act::Raw(bytes) => {
                         answers.send(bytes).unwrap();
                         continue;
                     }
-                    Act::Refuse(code) => Some(code),
-                    Act::Serve | Act::ServeAndDrop => None,
-                };
-                let response = produce(&state, &request, &frame.body, refuse);
+                    _ => {}
+                }
+                let response = produce(&state, &request, &frame.body, refusal);
                 if matches!(act, Act::ServeAndDrop) {
                     break;
                 }
@@ -95,6 +99,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
                     Act::Drop | Act::ServeAndDrop => break,
                     Act::Hang => {}
                     Act::Raw(bytes) => answers.send(bytes).unwrap(),
+                    Act::RefuseSome(_) => panic!("a fetch is refused as a whole"),
                     Act::Refuse(code) => {
                         let results =
                             vec![FetchResult { code: code.number(), ..Default::default() }];
@@ -115,7 +120,7 @@ fn produce(
     state: &State,
     request: &ProduceRequest,
     mut body: &[u8],
-    refuse: Option<ErrorCode>,
+    refusal: impl Fn(u32) -> Option<ErrorCode>,
 ) -> ProduceResponse {
     let mut results = Vec::new();
     let mut topic = "";
@@ -125,7 +130,7 @@ fn produce(
         }
         let (mut records, rest) = body.split_at(run.bytes as usize);
         body = rest;
-        if let Some(code) = refuse {
+        if let Some(code) = refusal(run.queue) {
             let message = "as the test wants it".into();
             results.push(ProduceResult { code: code.number(), message, ..Default::default() });
             continue;
