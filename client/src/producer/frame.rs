@@ -23,7 +23,7 @@ use crate::{Error, ErrorKind};
 
 /// What a frame is filled up to; a larger batch has one to itself.
 const FRAME_BYTES_GOAL: usize = 1024 * 1024;
-/// Room made for runs before they are there: a frame of more is rare.
+/// Room made for runs before they are there: what a frame of 1 MiB has if each has some messages of 1 KiB.
 const RUNS_PER_FRAME_USUAL: usize = 128;
 /// What a run takes in the header beside its topic, at most.
 const RUN_HEADER_BYTES: usize = 24;
