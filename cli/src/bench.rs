@@ -99,8 +99,8 @@ struct LoadArgs {
     /// Messages a second of all clients together, e.g. 500, 20k or 1.5M. Default: as fast as it goes.
     #[arg(short, long, value_name = "N")]
     rate: Option<Rate>,
-    /// Most messages each client has on their way where there is no --rate. Default: 16 for each
-    /// queue, but at least 4096.
+    /// Most messages each client has on their way where there is no --rate, as far as its buffer of
+    /// 64 MiB holds them. Default: 16 for each queue, but 4096 to 1,000,000.
     #[arg(long, value_name = "N", conflicts_with = "rate",
         value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     in_flight: Option<u32>,

@@ -164,7 +164,7 @@ impl Connection {
         let mut outbox = self.wire.outbox.lock();
         let mut pending = self.wire.pending.lock();
         if let Some(closed) = pending.closed.clone() {
-            drop((pending, outbox));
+            drop((pending, outbox, body));
             return reply.complete(Err(closed.unsent()));
         }
         let id = pending.last_id + 1;
@@ -173,7 +173,7 @@ impl Connection {
         let head = match frame::head(&header, body_bytes) {
             Ok(head) => head,
             Err(error) => {
-                drop((pending, outbox));
+                drop((pending, outbox, body));
                 return reply.complete(Err(Error::invalid(error.to_string())));
             }
         };

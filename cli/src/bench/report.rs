@@ -269,7 +269,7 @@ impl LoadFacts {
             }
             (Some(rate), _) => format!("open loop at {rate} messages/s"),
             (_, Some(room)) => {
-                format!("closed loop, {} in flight per client", grouped(room.into()))
+                format!("closed loop, at most {} in flight per client", grouped(room.into()))
             }
             _ => String::new(),
         }

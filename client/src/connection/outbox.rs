@@ -155,3 +155,39 @@ pub(super) async fn run(wire: Arc<Wire>, socket: Arc<TcpStream>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_frames_goes_on_where_writing_has_stopped() {
+        let frame = |id, parts: [&'static str; 4]| {
+            let [head, body @ ..] = parts.map(|part| Bytes::from_static(part.as_bytes()));
+            OutFrame::new(id, head, Body::new(body.to_vec()))
+        };
+        let frames = || [frame(1, ["head", "abc", "", "defgh"]), frame(2, ["more", "", "i", ""])];
+        let rest = |frames: &VecDeque<OutFrame>| -> Vec<u8> {
+            frames.iter().flat_map(OutFrame::rest).flatten().copied().collect()
+        };
+        let whole = rest(&frames().into());
+        assert_eq!(whole, b"headabcdefghmorei");
+        for first in 0..=whole.len() {
+            for second in first..=whole.len() {
+                let mut left = VecDeque::from(frames());
+                advance(&mut left, first);
+                advance(&mut left, second - first);
+                assert_eq!(rest(&left), whole[second..], "{first}, then up to {second}");
+                let begun: Vec<_> = left.iter().map(|f| (f.id, f.is_begun())).collect();
+                let expected: &[_] = match second {
+                    0 => &[(1, false), (2, false)],
+                    1..12 => &[(1, true), (2, false)],
+                    12 => &[(2, false)],
+                    13..17 => &[(2, true)],
+                    _ => &[],
+                };
+                assert_eq!(begun, expected, "{first}, then up to {second}");
+            }
+        }
+    }
+}

@@ -19,16 +19,18 @@ pub(super) type Starts = SmallVec<[u32; 16]>;
 /// The bytes of a batch in their order: mostly one slice, or one for each record.
 pub(super) type Slices = SmallVec<[Bytes; 1]>;
 
-/// How many batches share an allocation.
+/// How many batches share an allocation, where they do.
 const BATCHES_TOGETHER: usize = 16;
 
 /// What all deliveries of a batch share: its fate, once that is known. Cheap to clone.
 ///
-/// Batches begun one after another are held together. Where thousands of queues take turns, a processor
-/// has the count of holders at hand for most messages, and for nearly none if each batch had its own.
-#[derive(Debug, Clone, Default)]
+/// Every message clones it, and so raises the count of its holders. Where thousands of queues take turns
+/// that count would be in no cache; there, batches that are begun one after another have one count
+/// together, because their queues mostly have their turns in the same order. What became of all of them
+/// is then kept for as long as one is held.
+#[derive(Debug, Clone)]
 pub(super) struct Batch {
-    together: Arc<[Fate; BATCHES_TOGETHER]>,
+    together: Arc<[Fate]>,
     number: usize,
 }
 
@@ -49,12 +51,9 @@ pub(super) struct Placed {
 }
 
 impl Batch {
-    /// The batch that is begun after this one. To be asked for once: a second would be the same batch.
-    pub(super) fn next(&self) -> Batch {
-        match self.number + 1 {
-            BATCHES_TOGETHER => Batch::default(),
-            number => Batch { together: self.together.clone(), number },
-        }
+    /// A batch that is held by itself.
+    pub(super) fn alone() -> Batch {
+        Batch { together: Arc::new([Fate::default()]), number: 0 }
     }
 
     fn fate(&self) -> &Fate {
@@ -125,18 +124,43 @@ impl Placed {
                 let (Some(here), Some(base)) = (start(index), start(first)) else {
                     break;
                 };
+                let offset = extent.offset.checked_add(within.into());
+                let position = extent.position.checked_add(here - base);
+                let (Some(offset), Some(position)) = (offset, position) else {
+                    break;
+                };
                 return Ok(Receipt {
                     topic: self.topic.clone(),
                     queue: self.queue,
-                    offset: extent.offset + u64::from(within),
-                    position: extent.position + (here - base),
+                    offset,
+                    position,
                     level: self.level,
                 });
             }
             first += extent.records;
         }
-        let message = "the broker acknowledged fewer records than were sent";
+        let message = "the broker's acknowledgement does not say where each record is";
         Err(Error::new(ErrorKind::Protocol, message).with_unknown_outcome())
+    }
+}
+
+/// Begins batches that are held together.
+#[derive(Debug, Default)]
+pub(super) struct Together(Option<Batch>);
+
+impl Together {
+    pub(super) fn begin(&mut self) -> Batch {
+        let next = match self.0.take() {
+            Some(Batch { together, number }) if number + 1 < together.len() => {
+                Batch { together, number: number + 1 }
+            }
+            _ => {
+                let together = (0..BATCHES_TOGETHER).map(|_| Fate::default()).collect();
+                Batch { together, number: 0 }
+            }
+        };
+        self.0 = Some(next.clone());
+        next
     }
 }
 
@@ -262,20 +286,23 @@ mod tests {
 
     #[test]
     fn a_receipt_gives_offset_and_position_even_where_the_log_rolled_inside_the_batch() {
-        let batch = Batch::default();
+        let batch = Batch::alone();
         assert!(batch.receipt(0).is_none());
         batch.decide(Ok(placed(&[(2, 10, 1000), (1, 12, 5000)], &[100, 150, 90])));
         let at = |index| batch.receipt(index).unwrap().map(|r| (r.offset, r.position)).unwrap();
         assert_eq!([at(0), at(1), at(2)], [(10, 1000), (11, 1100), (12, 5000)]);
         assert!(batch.receipt(3).unwrap().unwrap_err().outcome_unknown());
+
+        let batch = Batch::alone();
+        batch.decide(Ok(placed(&[(2, u64::MAX, 1000)], &[100, 150])));
+        assert!(batch.receipt(0).unwrap().is_ok());
+        assert!(batch.receipt(1).unwrap().unwrap_err().outcome_unknown());
     }
 
     #[test]
     fn batches_that_are_held_together_have_fates_of_their_own() {
-        let batches: Vec<_> =
-            std::iter::successors(Some(Batch::default()), |last| Some(last.next()))
-                .take(2 * BATCHES_TOGETHER + 1)
-                .collect();
+        let mut together = Together::default();
+        let batches: Vec<_> = (0..=2 * BATCHES_TOGETHER).map(|_| together.begin()).collect();
         for (number, batch) in batches.iter().enumerate() {
             let undecided = batches.iter().filter(|batch| batch.receipt(0).is_none()).count();
             assert_eq!(undecided, batches.len() - number);
@@ -289,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn everyone_who_waits_is_woken_once_it_is_decided() {
-        let batch = Batch::default();
+        let batch = Batch::alone();
         let waiting: Vec<_> = (0..10)
             .map(|_| {
                 let batch = batch.clone();

@@ -92,13 +92,17 @@ pub(super) fn collect(shared: &Arc<Shared>, now: Instant) -> Option<Frame> {
     });
     let request = ProduceRequest { durability: durability.to_wire().into(), runs: runs.collect() };
     let mut body = Vec::with_capacity(batches.iter().map(|sent| sent.slices).sum());
-    let mut lists = Vec::with_capacity(batches.len());
+    let mut lists = Vec::new();
     for Sent { batch, .. } in &mut batches {
         let mut list = std::mem::take(&mut batch.slices);
         body.extend(list.drain(..));
-        lists.push(list);
+        if list.spilled() {
+            lists.push(list);
+        }
     }
-    shared.spares.put_lists(lists);
+    if !lists.is_empty() {
+        shared.spares.put_lists(lists);
+    }
     let body = Body::new(body);
     // What has waited longest is about twice as large as what waits on average.
     let has_small_runs = batches.len() > 1 && bytes < batches.len() * 2 * RUN_BYTES_GOOD;
@@ -133,7 +137,8 @@ impl Reply for ProduceReply {
         let ProduceReply { shared, batches, body, reserved } = *self;
         shared.frames_in_flight.fetch_sub(1, Relaxed);
         shared.bytes_in_flight.fetch_sub(reserved, Relaxed);
-        // Mostly nobody else has it any more. Whatever becomes of a batch, its slices leave the front.
+        // The connection has mostly let go of it; it may still be writing. Whatever becomes of a batch, its
+        // slices leave the front.
         let mut body = VecDeque::from(Arc::unwrap_or_clone(body));
         match answer.and_then(|answer| results(answer, batches.len())) {
             Ok(results) => {

@@ -99,6 +99,7 @@ pub(super) enum Change {
 
 /// What `take` found.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "taken apart at once; a box is one more allocation")]
 pub(super) enum Taken {
     /// The batch to send, and the bytes the schedule no longer has to count.
     Batch(SealedBatch, usize),
@@ -145,11 +146,14 @@ impl Lane {
             }
             full => {
                 let room = state.last_bytes.min(ROOM_BYTES_MAX).max(record_bytes);
-                let (buffer, slices) = match record {
-                    Record::Draft(_) => (spares.take(room), Slices::new()),
-                    Record::Encoded(_) => (Vec::new(), spares.take_list(state.last_slices)),
+                let (batch, slices, buffer) = match record {
+                    Record::Draft(_) => (Batch::alone(), Slices::new(), spares.take(room)),
+                    Record::Encoded(_) => {
+                        let slices = spares.take_list(state.last_slices);
+                        (spares.begin_batch(), slices, Vec::new())
+                    }
                 };
-                let mut next = OpenBatch::new(spares.take_batch(), durability, (slices, buffer));
+                let mut next = OpenBatch::new(batch, durability, (slices, buffer));
                 let index = next.push(record, reserved)?;
                 state.complete.extend(full.take());
                 (full.insert(next), index)
@@ -262,7 +266,9 @@ impl Lane {
         {
             expired.extend(state.pop_first().map(OpenBatch::seal));
         }
-        state.in_flight = expired.last().map(|last| last.batch.clone());
+        if let Some(last) = expired.last() {
+            state.in_flight = Some(last.batch.clone());
+        }
         let empty = state.again.is_none() && state.open.is_none();
         if empty {
             state.listed = Listed::Nowhere;

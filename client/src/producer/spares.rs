@@ -1,15 +1,15 @@
-//! What batches have allocated: kept for the next ones, or shared with them.
+//! What batches need allocated: kept for the next ones, or shared with them.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::batch::{Batch, Slices};
+use super::batch::{Batch, Slices, Together};
 
 /// Larger buffers are left to the allocator, which is good at them.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
-/// What is kept in all.
+/// What buffers are kept in all.
 const SPARE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// The same of lists of slices: how many of them, and how long each may be.
+/// How many lists of slices are kept, and how long each may be.
 const SPARE_LISTS_MAX: usize = 16 * 1024;
 const SLICES_MAX: usize = 32;
 
@@ -23,8 +23,7 @@ struct Kept {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
     lists: Vec<Slices>,
-    /// The one begun last.
-    batch: Batch,
+    together: Together,
 }
 
 impl Spares {
@@ -42,11 +41,9 @@ impl Spares {
         buffer
     }
 
-    /// A batch to begin.
-    pub(super) fn take_batch(&self) -> Batch {
-        let mut kept = self.0.lock();
-        kept.batch = kept.batch.next();
-        kept.batch.clone()
+    /// Begins a batch that is held together with others.
+    pub(super) fn begin_batch(&self) -> Batch {
+        self.0.lock().together.begin()
     }
 
     /// An empty list with room for so many slices.

@@ -7,7 +7,7 @@ pub use data::encode;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
 use longwire_client::{Client, ErrorCode};
@@ -53,6 +53,7 @@ pub struct JoinedMember {
 pub struct State {
     /// Sealed records, by topic and queue.
     pub topics: Mutex<BTreeMap<String, Vec<Vec<Bytes>>>>,
+    pub log_end: AtomicU64,
     /// Each time a topic was asked for: whether it was to be created.
     pub topic_asks: Mutex<Vec<bool>>,
     /// The first offset that is still there.
@@ -169,7 +170,7 @@ impl State {
     /// Seals and stores a record; gives its offset and position.
     fn append(&self, topic: &str, queue: u32, mut record: Vec<u8>) -> (u64, u64) {
         let mut topics = self.topics.lock();
-        let position = topics.values().flatten().flatten().map(|r| r.len() as u64).sum();
+        let position = self.log_end.fetch_add(record.len() as u64, SeqCst);
         let records = &mut topics.get_mut(topic).unwrap()[queue as usize];
         let offset = records.len() as u64;
         let store_host = "127.0.0.1:7650".parse().unwrap();

@@ -83,6 +83,64 @@ async fn of_a_frame_each_queue_is_settled_by_itself() {
     }
 }
 
+/// While the broker takes nothing more and so many queues wait, each batch becomes a list of slices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn records_of_many_queues_stay_in_their_batches_whatever_becomes_of_others() {
+    const QUEUES: u32 = 4_000;
+    let mock = Mock::start(&[("t", QUEUES as usize)]).await;
+    let (all_are_enqueued, wait) = mpsc::channel();
+    let mut requests = 0;
+    mock.on_produce(move |_| {
+        requests += 1;
+        match requests {
+            1 => {
+                wait.recv().unwrap();
+                Act::Serve
+            }
+            4 | 8 => Act::Drop,
+            2..12 => Act::RefuseSome(|queue| match queue % 5 {
+                0 => Some(ErrorCode::InvalidRecord),
+                1 | 3 => Some(ErrorCode::StorageFull),
+                _ => None,
+            }),
+            _ => Act::Serve,
+        }
+    });
+    // So much smaller than usual that thousands of small messages count as much.
+    let producer = mock.client().await.producer().buffer_bytes_max(8 << 20);
+    let producer = producer.delivery_timeout(Duration::from_secs(20)).build().await.unwrap();
+    let topic: Arc<str> = "t".into();
+    for round in 0..8 {
+        for queue in 0..QUEUES {
+            // Of other lengths, so that another batch has another number of bytes.
+            let body = format!("{round}.{queue}{}", ".".repeat((round * queue % 7) as usize));
+            drop(producer.enqueue(Message::new(topic.clone(), body).queue(queue)).await.unwrap());
+        }
+    }
+    all_are_enqueued.send(()).unwrap();
+    let error = producer.flush().await.expect_err("some are refused for good");
+    assert_eq!(error.code(), Some(ErrorCode::InvalidRecord), "{error}");
+    for queue in 0..QUEUES {
+        let bodies = mock.bodies("t", queue);
+        let rounds = bodies.iter().map(|body| {
+            let (round, rest) = body.split_once('.').unwrap();
+            assert_eq!(rest.trim_end_matches('.'), queue.to_string());
+            round.parse().unwrap()
+        });
+        // Where a connection was lost, what was stored is sent again.
+        let mut firsts: Vec<u32> = Vec::new();
+        rounds.for_each(|round| {
+            if !firsts.contains(&round) {
+                firsts.push(round)
+            }
+        });
+        match queue % 5 {
+            0 => assert!(firsts.is_sorted(), "{queue}: {firsts:?}"),
+            _ => assert_eq!(firsts, Vec::from_iter(0..8), "{queue}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_lost_connection_leaves_the_outcome_unknown_and_is_not_repeated_if_not_wanted() {
     let mock = Mock::start(&[("t", 1)]).await;
