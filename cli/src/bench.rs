@@ -47,7 +47,7 @@ const TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Messages on their way: for each queue, and at least and at most in all.
 const IN_FLIGHT_PER_QUEUE: u32 = 16;
 const IN_FLIGHT_MIN: u32 = 4096;
-const IN_FLIGHT_MAX: i64 = 1_000_000;
+const IN_FLIGHT_MAX: u32 = 1_000_000;
 
 /// A duration of a run: `500ms`, `30s`, up to 30 days.
 fn time(text: &str) -> Result<Duration, String> {
@@ -102,7 +102,7 @@ struct LoadArgs {
     /// Most messages each client has on their way where there is no --rate, as far as its buffer of
     /// 64 MiB holds them. Default: 16 for each queue, but 4096 to 1,000,000.
     #[arg(long, value_name = "N", conflicts_with = "rate",
-        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX.into()))]
     in_flight: Option<u32>,
     /// Number of clients; each has a connection of its own.
     #[arg(short, long, value_name = "N", default_value_t = 1,
@@ -172,8 +172,8 @@ impl LoadArgs {
     /// Most messages each client has on their way to a topic with so many queues: with less than a few
     /// for each, it is the waiting for answers that is measured.
     fn in_flight(&self, queues: u32) -> u32 {
-        let usual = queues.saturating_mul(IN_FLIGHT_PER_QUEUE).max(IN_FLIGHT_MIN);
-        self.in_flight.unwrap_or(usual.min(IN_FLIGHT_MAX as u32))
+        let usual = queues.saturating_mul(IN_FLIGHT_PER_QUEUE);
+        self.in_flight.unwrap_or(usual.clamp(IN_FLIGHT_MIN, IN_FLIGHT_MAX))
     }
 
     /// What a latency means that ends there.
