@@ -250,7 +250,8 @@ impl<'a> Transfer<'a> {
         if self.mode != TransferMode::Adaptive || step.path != TransferPath::Sendfile {
             return Ok(false);
         }
-        let Some(piece) = rest.pieces(0, step.bytes).next() else {
+        // A call that may be long, as the threads that serve sockets do not make it.
+        let Some(piece) = rest.pieces(0, SENDFILE_BYTES_MAX).next() else {
             return Ok(false);
         };
         let mut sent = None;
@@ -261,23 +262,27 @@ impl<'a> Transfer<'a> {
         if sent.is_none()
             && History::suits(&piece, pool)
             && !warmth.is_warm(rest, step.bytes, &self.kept.ahead, pool)
-            && history.begin(&piece, pool)
+            && history.begin(&piece, &self.socket, pool)
         {
             sent = self.send_from_stream(rest, &piece).await?;
         }
-        if let Some(sent) = sent {
-            self.advance(rest, warmth, sent, TransferPath::Direct).await;
+        let Some(sent) = sent else {
+            return Ok(false);
+        };
+        self.advance(rest, warmth, sent.bytes, TransferPath::Direct).await;
+        if sent.is_full {
+            self.socket.wait_for_room().await?;
         }
-        Ok(sent.is_some())
+        Ok(true)
     }
 
     async fn send_from_stream(
         &self,
         rest: &mut Rest<'_>,
         piece: &Piece<'_>,
-    ) -> io::Result<Option<usize>> {
+    ) -> io::Result<Option<history::Sent>> {
         self.send_head(rest).await?;
-        self.kept.history.send(piece, rest.body(), &self.socket, self.pool, self.metrics).await
+        self.kept.history.send(piece, rest.body(), self.pool, self.metrics).await
     }
 
     /// Sends the head, and then bytes of the first range without looking at them.

@@ -3,9 +3,9 @@
 //!
 //! `sendfile` and a mapped slice both block the calling thread on a page that is not in memory,
 //! also where the socket does not block. So every piece is probed first, unless it is near the
-//! log's end or where was read ahead; and what is missing is read by threads that may wait, never
-//! by one that serves sockets, and never together with the sending, so that a slow consumer holds
-//! no thread.
+//! log's end or where was read ahead; and what is missing is read by threads that may wait for a
+//! disk, never by one that serves sockets. They never wait for a socket, so that no slow consumer
+//! holds one.
 
 use std::cell::{Cell, LazyCell};
 use std::fs::File;
@@ -42,7 +42,7 @@ const BLOCKS_REMEMBERED: usize = 16 << 10;
 /// are scarce, who catches up on history costs who waits at the tail milliseconds otherwise.
 const NICENESS: i32 = 10;
 
-/// The threads that may wait for a disk.
+/// The threads that may wait for a disk, and so also send what nobody else is to wait for.
 #[derive(Debug, Clone)]
 pub(crate) struct IoPool {
     threads: Arc<Semaphore>,
@@ -117,22 +117,27 @@ impl IoPool {
         call: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
         let permit = self.threads.clone().acquire_owned().await.map_err(io::Error::other)?;
-        self.start(permit, call).await.map_err(io::Error::other)
+        Thread(permit).start(call).await.map_err(io::Error::other)
     }
 
-    /// Starts a call that may block and that nobody waits for, unless all threads are busy.
-    pub(super) fn try_start(&self, call: impl FnOnce() + Send + 'static) -> bool {
-        let permit = self.threads.clone().try_acquire_owned();
-        permit.map(|permit| self.start(permit, call)).is_ok()
+    /// A thread, unless all are busy.
+    pub(super) fn free_thread(&self) -> Option<Thread> {
+        self.threads.clone().try_acquire_owned().map(Thread).ok()
     }
+}
 
-    fn start<T: Send + 'static>(
-        &self,
-        permit: OwnedSemaphorePermit,
+/// The right to have one of the pool's threads make a call.
+#[derive(Debug)]
+pub(super) struct Thread(OwnedSemaphorePermit);
+
+impl Thread {
+    /// Starts a call that may block.
+    pub(super) fn start<T: Send + 'static>(
+        self,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
         spawn_blocking(move || {
-            let _permit = permit;
+            let _permit = self.0;
             give_way();
             call()
         })

@@ -159,6 +159,7 @@ impl ReadAhead {
         if to <= from {
             return;
         }
+        let Some(thread) = pool.free_thread() else { return };
         let at = (from - last.position()) as usize;
         let span = Span { range: last.clone(), at, len: (to - from) as usize };
         let (progress, sink) = (self.0.clone(), pool.sink.clone());
@@ -171,9 +172,8 @@ impl ReadAhead {
         self.0.done.store(from, Relaxed);
         self.0.begun.store(to, Relaxed);
         self.0.second.store(pool.now(), Relaxed);
-        if !pool.try_start(read) {
-            self.0.begun.store(begun, Relaxed);
-        }
+        // Nobody waits for it.
+        drop(thread.start(read));
     }
 }
 

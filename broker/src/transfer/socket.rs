@@ -1,8 +1,10 @@
 //! The writing side of a non-blocking socket.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -37,6 +39,25 @@ impl<'a> Socket<'a> {
             // Seldom, and large: without it an answer that need not wait takes half the memory.
             Box::pin(self.room()).await?;
         }
+    }
+
+    /// Another descriptor of it.
+    pub(super) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.stream.as_fd().try_clone_to_owned()
+    }
+
+    /// Waits for room that somebody else has found there is not.
+    pub(super) async fn wait_for_room(&self) -> io::Result<()> {
+        self.write(|stream| {
+            // Asked anew, and not taken from them: the runtime must not miss room made meanwhile. The
+            // kernel gives an edge for room that `poll` has missed, as for room that a call has.
+            let mut fds = [PollFd::new(stream, PollFlags::OUT)];
+            match poll(&mut fds, Some(&Timespec::default()))? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Waits for room.

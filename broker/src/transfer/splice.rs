@@ -42,15 +42,10 @@ impl Pipe {
     }
 
     /// Sends bytes that it holds as far as the socket takes them; with `more`, bytes must follow.
-    pub(super) async fn send(
-        &self,
-        socket: &Socket<'_>,
-        len: usize,
-        more: bool,
-    ) -> io::Result<usize> {
+    pub(super) fn send(&self, socket: impl AsFd, len: usize, more: bool) -> io::Result<usize> {
         let no_wait = SpliceFlags::NONBLOCK;
         let flags = if more { no_wait | SpliceFlags::MORE } else { no_wait };
-        socket.write(|stream| Ok(splice(&self.read, None, stream, None, len, flags)?)).await
+        Ok(splice(&self.read, None, socket, None, len, flags)?)
     }
 
     /// Gives bytes that it holds to `/dev/null`.
@@ -82,7 +77,8 @@ impl SplicePipe {
         let filled = pipe.fill(piece.range.file(), piece.file_offset(), piece.len)?;
         let mut left = filled;
         while left > 0 {
-            let sent = pipe.send(socket, left, more || filled < piece.len).await;
+            let more = more || filled < piece.len;
+            let sent = socket.write(|stream| pipe.send(stream, left, more)).await;
             // The pipe holds bytes, so no other path may take over.
             left -=
                 sent.map_err(|error| io::Error::new(error.kind(), format!("splice: {error}")))?;

@@ -156,10 +156,7 @@ fn cold_records_arrive_byte_for_byte_read_in_on_the_pool_where_there_is_one() {
     first.stop();
     let dir = first.data_dir().join("data");
     for (mode, threads) in MODES.into_iter().flat_map(|mode| [(mode, 4), (mode, 0)]) {
-        evict(&dir);
-        let config = Config { data_dir: dir.clone(), ..Config::ephemeral(&dir) };
-        let broker = TestBroker::start_with(|changed| {
-            *changed = config;
+        let broker = start_evicted(&dir, |changed| {
             changed.storage.segment_bytes = 64 << 20;
             changed.transfer.mode = mode;
             changed.transfer.io_threads = threads;
@@ -169,6 +166,44 @@ fn cold_records_arrive_byte_for_byte_read_in_on_the_pool_where_there_is_one() {
         let waited = broker.metric("longwire_cold_waits_total") > 0.0;
         assert_eq!(waited, threads > 0, "{mode:?}");
     }
+}
+
+#[test]
+fn who_does_not_take_history_keeps_nobody_from_reading_it() {
+    let mut first = TestBroker::start();
+    let bodies: Vec<Vec<u8>> = (0..12).map(|i| noise(i, 300_000)).collect();
+    let mut client = Client::connect(first.addr());
+    client.produce_bodies("t", 0, &bodies);
+    first.stop();
+    let broker = start_evicted(&first.data_dir().join("data"), |changed| {
+        changed.transfer.io_threads = 1;
+        changed.transfer.send_buffer_bytes = Some(16 << 10);
+    });
+    // More than there are threads, and places for those who read past the page cache.
+    let mut stalled: Vec<(Client, u64)> = (0..12)
+        .map(|_| {
+            let mut client = Client::connect(broker.addr());
+            socket2::SockRef::from(&client.stream).set_recv_buffer_size(32 << 10).unwrap();
+            let id = client.send(Request::Fetch(fetch("t", &[(0, 0)], 16 << 20, LONG)), &[]);
+            (client, id)
+        })
+        .collect();
+    let mut client = Client::connect(broker.addr());
+    client.assert_queue_holds("t", 0, 16 << 20, &bodies);
+    for (client, id) in &mut stalled {
+        let (_, body) = client.fetched(*id);
+        let records = split(&body);
+        assert!(records.iter().map(|record| record.body()).eq(&bodies));
+    }
+}
+
+/// A broker on a store of which nothing is in memory.
+fn start_evicted(dir: &std::path::Path, change: impl FnOnce(&mut Config)) -> TestBroker {
+    evict(dir);
+    TestBroker::start_with(|config| {
+        *config = Config { data_dir: dir.into(), ..Config::ephemeral(dir) };
+        change(config);
+    })
 }
 
 /// Drops the files' pages from memory.
