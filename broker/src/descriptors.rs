@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn planes_share_what_the_store_leaves_of_the_limit() {
-        assert_eq!(connections(1024, 40, 1), (1024 - 40 - 416 - 128 - 128) / 2);
-        assert_eq!(connections(1024, 40, 3), (1024 - 40 - 416 - 128 - 128) / 4);
+        assert_eq!(connections(1024, 40, 1), (1024 - 40 - 432 - 128 - 128) / 2);
+        assert_eq!(connections(1024, 40, 3), (1024 - 40 - 432 - 128 - 128) / 4);
         assert_eq!(connections(512, 40, 1), 0);
         assert!(connections(65_536, 1000, 1) > 10_000);
         for (limit, open) in [(600, 40), (4096, 500), (20_000, 100), (1 << 20, 5000)] {

@@ -27,12 +27,13 @@ use super::super::rest::Piece;
 use super::super::socket::Socket;
 use super::super::splice::Pipe;
 
-/// What is read at a time, and what a pipe holds. With blocks of 64 KiB a GB takes twice the CPU; each of
-/// 512 KiB holds up its core for 32 us twice, when it is asked for and when it has come.
-const BLOCK_BYTES: u64 = 256 << 10;
+/// What is read at a time, and what a pipe holds. To ask for a block, and to take it, holds up a core for
+/// as long as it is large, 32 us for 512 KiB: with 256 KiB the p99 of a fetch at the tail was 1.49-1.63
+/// of alone's, with 128 it is 1.38-1.40. A GB takes 346 ms of a processor instead of 287.
+const BLOCK_BYTES: u64 = 128 << 10;
 
 /// Blocks that are read ahead of the one being sent.
-pub(super) const BLOCKS_MAX: usize = 4;
+pub(super) const BLOCKS_MAX: usize = 5;
 
 /// Where reads past the page cache begin and end.
 const ALIGNMENT: u64 = 4096;
