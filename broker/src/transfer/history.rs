@@ -40,7 +40,7 @@ pub(super) use stream::Sent;
 const RANGE_BYTES_MIN: usize = 256 << 10;
 
 /// Streams at a time; further connections read by way of the page cache. A stream keeps up to
-/// 768 KiB of the kernel's memory until its connection goes on or ends; a user's pipes may have 64.
+/// 768 KiB of the kernel's memory until its connection goes on or ends; a user's pipes may have 64 MiB.
 const STREAMS_MAX: usize = 8;
 
 /// Descriptors that all streams take at most: two for each pipe, of which one more than there are
