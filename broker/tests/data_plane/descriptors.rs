@@ -51,7 +51,7 @@ impl Drop for Process {
 #[test]
 fn idle_connections_leave_the_store_the_descriptors_it_needs() {
     let folder = tempfile::tempdir().unwrap();
-    let mut process = Process::start(folder.path(), 700);
+    let mut process = Process::start(folder.path(), 720);
     assert!(process.said.contains("limit of open files is too low"), "{}", process.said);
     let mut client = Client::connect(process.address("data"));
     let idle = |plane, count| {
