@@ -207,10 +207,8 @@ impl Stream {
         ahead: &mut MutexGuard<'_, Ahead>,
         waited: &mut Duration,
     ) -> Option<Block> {
-        let began = Instant::now();
-        let mut has_waited = false;
-        while ahead.blocks.front().is_none_or(|first| first.pipe.is_none()) {
-            has_waited = true;
+        let since = (!ahead.has_read_first()).then(Instant::now);
+        while !ahead.has_read_first() {
             if !self.read_next(ahead) {
                 if ahead.blocks.is_empty() {
                     return None;
@@ -218,9 +216,7 @@ impl Stream {
                 self.was_read.wait(ahead);
             }
         }
-        if has_waited {
-            *waited += began.elapsed();
-        }
+        *waited += since.map_or(Duration::ZERO, |since| since.elapsed());
         ahead.blocks.pop_front()
     }
 
@@ -279,6 +275,11 @@ impl Stream {
 }
 
 impl Ahead {
+    /// Whether the first of the blocks has been read.
+    fn has_read_first(&self) -> bool {
+        self.blocks.front().is_some_and(|first| first.pipe.is_some())
+    }
+
     /// Whether the byte at an address is in one of the blocks, or the next to be read.
     fn leads_to(&self, at: u64) -> bool {
         let begin = self.blocks.front().map_or(self.next, |first| first.begin);
